@@ -1,0 +1,216 @@
+"""Shared by the benchmarks of this folder: start and stop processes by pid, run wrk, read CPU times from /proc, describe the machine.
+
+What a figure means: `cpu_us` is user and system time of a whole process (all its threads, and those of its children named by
+pid) from /proc/PID/stat over the run, divided by the requests the load generator counted as answered with 2xx.
+"""
+
+import datetime
+import http.client
+import json
+import os
+import pathlib
+import platform
+import re
+import select
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+
+HERE = pathlib.Path(__file__).resolve().parent
+TICK_US = 1_000_000 // os.sysconf("SC_CLK_TCK")
+
+
+class Failure(Exception):
+    """Says in one line what went wrong; the benchmark ends with it."""
+
+
+class Children:
+    """Every process started here, so that all of them end with us, by pid, whatever happens."""
+
+    def __init__(self):
+        self.running = []
+
+    def start(self, command, **options):
+        child = subprocess.Popen([str(part) for part in command], **options)
+        self.running.append(child)
+        return child
+
+    def stop(self, child, wait_s=10):
+        if child.poll() is None:
+            if child.stdin:
+                child.stdin.close()
+            child.send_signal(signal.SIGTERM)
+            try:
+                child.wait(wait_s)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+        if child in self.running:
+            self.running.remove(child)
+
+    def __enter__(self):
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda *_: sys.exit(1))
+        return self
+
+    def __exit__(self, *_):
+        for child in reversed(list(self.running)):
+            self.stop(child)
+
+
+def ready_line(child, prefix, timeout_s):
+    """Reads stdout of `child` until a line starts with `prefix`, and returns its `name=value` fields."""
+    deadline = time.monotonic() + timeout_s
+    pending = b""
+    descriptor = child.stdout.fileno()
+    while time.monotonic() < deadline:
+        if not select.select([descriptor], [], [], 0.1)[0]:
+            continue
+        more = os.read(descriptor, 65536)
+        if not more:
+            break
+        pending += more
+        *lines, pending = pending.split(b"\n")
+        for line in lines:
+            text = line.decode(errors="replace")
+            if text.startswith(prefix):
+                return dict(field.split("=", 1) for field in text.split() if "=" in field)
+    raise Failure(f"{child.args[0]}: no line `{prefix}..` within {timeout_s} s (exit {child.poll()})")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start_nginx(children, directory, core, answer):
+    """nginx with one worker on `core`; returns the child, its port, and the pids whose CPU counts."""
+    nginx = shutil.which("nginx") or "/usr/sbin/nginx"
+    port = free_port()
+    affinity = "1" + "0" * core
+    text = (HERE / "nginx.conf.in").read_text()
+    for name, value in {"AFFINITY": affinity, "DIR": str(directory), "PORT": str(port), "ANSWER": answer}.items():
+        text = text.replace(f"@{name}@", value)
+    conf = pathlib.Path(directory) / "nginx.conf"
+    conf.write_text(text)
+    child = children.start([nginx, "-c", conf, "-p", directory], stderr=subprocess.DEVNULL)
+    wait_for_port(port)
+    return child, port, [child.pid, *child_pids(child.pid)]
+
+
+def wait_for_port(port, timeout_s=10):
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection(("127.0.0.1", port), 0.2).close()
+            return
+        except OSError:
+            time.sleep(0.05)
+    raise Failure(f"nothing listens on port {port} after {timeout_s} s")
+
+
+def child_pids(pid):
+    found = []
+    for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
+        found += [int(word) for word in (task / "children").read_text().split()]
+    return found
+
+
+def user_and_system_us(pids):
+    """User and system time of these processes so far."""
+    user, system = 0, 0
+    for pid in pids:
+        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        user += int(fields[11]) * TICK_US
+        system += int(fields[12]) * TICK_US
+    return user, system
+
+
+def probe(port, path, want=201, timeout_s=15):
+    """One request before the load: a wrong answer must not be measured. Retries while a topic is being made."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+            connection.request("POST", path, body=b"k" * 1024)
+            answer = connection.getresponse()
+            body = answer.read(400)
+            if answer.status == want:
+                return
+            seen = f"{answer.status} {body[:200]!r}"
+        except OSError as error:
+            seen = str(error)
+        if time.monotonic() > deadline:
+            raise Failure(f"probe of port {port}: wanted {want}, got {seen}")
+        time.sleep(0.3)
+
+
+def wrk(port, path, connections, duration_s, core=None, threads=1):
+    """One run of wrk; returns its summary with the generator's own CPU time."""
+    command = ["taskset", "-c", str(core)] if core is not None else []
+    command += ["wrk", "-t", str(threads), "-c", str(connections), "-d", f"{duration_s}s", "--latency",
+                "-s", str(HERE / "post.lua"), f"http://127.0.0.1:{port}{path}"]
+    before = os.times()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    after = os.times()
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if not lines:
+        raise Failure(f"wrk gave no summary: {done.stderr.strip() or done.stdout.strip()}")
+    summary = json.loads(lines[-1])
+    used_s = (after.children_user - before.children_user) + (after.children_system - before.children_system)
+    summary["generator_busy"] = round(used_s / (summary["duration_us"] / 1e6), 3)
+    return summary
+
+
+def measured_run(port, path, connections, duration_s, pids, other_pids=(), **options):
+    """One run with the CPU it cost the server (`pids`), and a second group (`other_pids`, brokers) beside it."""
+    before, before_other = user_and_system_us(pids), user_and_system_us(other_pids)
+    run = wrk(port, path, connections, duration_s, **options)
+    after, after_other = user_and_system_us(pids), user_and_system_us(other_pids)
+    used = sum(after) - sum(before)
+    good = max(run["requests"] - run["not_2xx"], 1)
+    run["requests_per_s"] = round(run["requests"] * 1e6 / run["duration_us"])
+    run["cpu_us"] = round(used / good, 3)
+    run["cpu_user_us"] = round((after[0] - before[0]) / good, 3)
+    run["server_busy"] = round(used / run["duration_us"], 3)
+    if other_pids:
+        run["broker_cpu_us"] = round((sum(after_other) - sum(before_other)) / good, 3)
+    return run
+
+
+def median(rows, name):
+    return statistics.median(row[name] for row in rows)
+
+
+def spread(rows, name):
+    """Lowest and highest, as a share of the median."""
+    values = [row[name] for row in rows]
+    middle = statistics.median(values) or 1
+    return f"-{(middle - min(values)) / middle * 100:.0f}/+{(max(values) - middle) / middle * 100:.0f} %"
+
+
+def machine():
+    """What a reader needs to compare figures; no host names."""
+    cpu = re.search(r"model name\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "cpu": cpu.group(1) if cpu else platform.machine(),
+        "cores": os.cpu_count(),
+        "kernel": platform.release(),
+        "load_average": os.getloadavg()[0],
+        "wrk": first_line(["wrk", "--version"]),
+        "nginx": first_line([shutil.which("nginx") or "/usr/sbin/nginx", "-v"]),
+    }
+
+
+def first_line(command):
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return "absent"
+    return next(iter((done.stdout + done.stderr).splitlines()), "").strip()

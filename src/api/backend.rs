@@ -1,0 +1,109 @@
+//! The configured store behind one enum: dispatch costs a branch, and no message is boxed.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll},
+    time::Instant,
+};
+
+use crate::store::{
+    Ack, AdminError, Group, ProduceError, Record, Reset, Store, Stored, Topic, TopicMeta, Watermarks,
+    memory::MemoryStore, null::NullStore,
+};
+
+/// Per core.
+#[derive(Debug)]
+pub enum Backend {
+    Memory(MemoryStore),
+    Null(NullStore),
+}
+
+/// The report of whichever store took the record.
+#[derive(Debug)]
+pub enum Report {
+    Memory(<MemoryStore as Store>::Report),
+    Null(<NullStore as Store>::Report),
+}
+
+impl Future for Report {
+    type Output = Result<Stored, ProduceError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.get_mut() {
+            Self::Memory(report) => Pin::new(report).poll(cx),
+            Self::Null(report) => Pin::new(report).poll(cx),
+        }
+    }
+}
+
+macro_rules! each {
+    ($backend:expr, $store:ident => $call:expr) => {
+        match $backend {
+            Backend::Memory($store) => $call,
+            Backend::Null($store) => $call,
+        }
+    };
+}
+
+impl Backend {
+    /// Topics come into being when first used, whatever the configuration says.
+    pub fn makes_topics(&self) -> bool {
+        matches!(self, Self::Memory(_) | Self::Null(_))
+    }
+
+    /// What it stores is gone with the process.
+    pub fn is_volatile(&self) -> bool {
+        matches!(self, Self::Memory(_) | Self::Null(_))
+    }
+}
+
+// === impl Store ===
+
+impl Store for Backend {
+    type Report = Report;
+
+    fn produce(&self, topic: &Topic, record: Record, ack: Ack) -> Result<Report, ProduceError> {
+        match self {
+            Self::Memory(store) => store.produce(topic, record, ack).map(Report::Memory),
+            Self::Null(store) => store.produce(topic, record, ack).map(Report::Null),
+        }
+    }
+
+    fn enqueue(&self, topic: &Topic, record: Record, ack: Ack) -> Result<(), ProduceError> {
+        each!(self, store => store.enqueue(topic, record, ack))
+    }
+
+    async fn list_topics(&self) -> Result<Vec<TopicMeta>, AdminError> {
+        each!(self, store => store.list_topics().await)
+    }
+
+    async fn create_topic(&self, name: &str, partitions: i32, replicas: i32) -> Result<(), AdminError> {
+        each!(self, store => store.create_topic(name, partitions, replicas).await)
+    }
+
+    async fn watermarks(&self, topic: &Topic) -> Result<Vec<Watermarks>, AdminError> {
+        each!(self, store => store.watermarks(topic).await)
+    }
+
+    fn open_group(&self, topic: &Rc<Topic>, group_id: &str, reset: Reset) -> Result<Rc<Group>, AdminError> {
+        each!(self, store => store.open_group(topic, group_id, reset))
+    }
+
+    async fn close_group(&self, group: &Rc<Group>) {
+        each!(self, store => store.close_group(group).await);
+    }
+
+    async fn flush(&self, deadline: Instant) -> u64 {
+        each!(self, store => store.flush(deadline).await)
+    }
+
+    fn is_reachable(&self) -> bool {
+        each!(self, store => store.is_reachable())
+    }
+
+    fn queued(&self) -> (u64, u64) {
+        each!(self, store => store.queued())
+    }
+}

@@ -1,0 +1,120 @@
+//! The table of error codes: one cause, one code; code / 100 is the HTTP status.
+//!
+//! `config/error-codes.md` is generated from this table (`kateway check --codes`), so the published list cannot drift. Numbers
+//! are never reused for another cause.
+
+/// One row of the table.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Code {
+    pub number: u32,
+    /// Last part of `urn:kateway:error:<slug>`.
+    pub slug: &'static str,
+    pub title: &'static str,
+    /// Sending the same request again later can succeed.
+    pub retryable: bool,
+    /// What to do about it, for the published list.
+    pub advice: &'static str,
+    /// Position in [`TABLE`]; the metrics count by it.
+    pub index: usize,
+}
+
+impl Code {
+    pub const fn status(&self) -> u16 {
+        // The macro asserts the range.
+        (self.number / 100) as u16
+    }
+}
+
+macro_rules! codes {
+    ($($name:ident $number:literal $slug:literal $title:literal $retryable:literal $advice:literal)+) => {
+        #[allow(non_camel_case_types, clippy::upper_case_acronyms)] // Only counts the rows.
+        enum Index { $($name),+ }
+        $(
+            pub static $name: Code = Code {
+                number: $number, slug: $slug, title: $title, retryable: $retryable, advice: $advice,
+                index: Index::$name as usize,
+            };
+            const _: () = assert!($number >= 40_000 && $number < 60_000);
+        )+
+        /// Every code, in order of its number.
+        pub static TABLE: &[&Code] = &[$(&$name),+];
+    };
+}
+
+codes! {
+    MALFORMED 40000 "malformed-request" "Malformed request" false "The bytes are not HTTP as RFC 9112 has it; the connection is closed."
+    INVALID_NAME 40001 "invalid-name" "Invalid name" false "`appid`, `topic` and `group` are [A-Za-z0-9_-]{1,64}, `ver` is v[0-9]{1,4}."
+    INVALID_PARAMETER 40002 "invalid-parameter" "Invalid parameter" false "The value of a query parameter is not of its form; the detail names it."
+    UNKNOWN_PARAMETER 40003 "unknown-parameter" "Unknown parameter" false "The route has no such query parameter; check its spelling."
+    DOUBLED_PARAMETER 40004 "doubled-parameter" "Doubled parameter" false "A query parameter is given twice."
+    MISSING_PARAMETER 40005 "missing-parameter" "Missing parameter" false "A required query parameter is not given."
+    EMPTY_MESSAGE 40006 "empty-message" "Empty message" false "A message has at least one byte."
+    KEY_TOO_LONG 40007 "key-too-long" "Key too long" false "The partition key is over its limit."
+    TAG_TOO_LONG 40008 "tag-too-long" "Tag too long" false "`X-Tag` is over its limit."
+    PARTITION_OUT_OF_RANGE 40009 "partition-out-of-range" "Partition out of range" false "The topic has no such partition."
+    INVALID_FIELD 40010 "invalid-field" "Invalid header field" false "The value of a request header is not of its form; the detail names it."
+    NOT_SUPPORTED 40011 "not-supported" "Not supported" false "This version does not do that yet."
+    TOPIC_NAME_TOO_LONG 40012 "topic-name-too-long" "Topic name too long" false "Kafka takes names of up to 249 characters."
+    UNKNOWN_PATH 40400 "unknown-path" "Unknown path" false "No such route on this listener."
+    UNKNOWN_TOPIC 40401 "topic-not-found" "Topic not found" false "Create the topic first, or check appid, topic and version."
+    METHOD_NOT_ALLOWED 40500 "method-not-allowed" "Method not allowed" false "`Allow` names the methods."
+    HEAD_TIMEOUT 40800 "head-timeout" "Request head timeout" true "The request head did not arrive in time."
+    BODY_TIMEOUT 40801 "body-timeout" "Request body timeout" true "The request body did not arrive in time; nothing was stored."
+    FILTER_CONFLICT 40900 "filter-conflict" "Another filter is in use" true "A group has one tag filter at a time."
+    TOPIC_COLLIDES 40901 "topic-collides" "Topic name collides" false "Kafka takes `.` and `_` for the same in topic names."
+    MESSAGE_TOO_LARGE 41301 "message-too-large" "Message too large" false "The detail names the limit."
+    TARGET_TOO_LONG 41400 "target-too-long" "Request target too long" false "Path and query are over their limit."
+    UNKNOWN_CODING 41500 "unsupported-content-coding" "Unsupported content coding" false "Send the message without Content-Encoding."
+    EXPECTATION_FAILED 41700 "expectation-failed" "Expectation failed" false "Only `100-continue` can be expected."
+    TOO_MANY_INFLIGHT 42900 "too-many-in-flight" "Too many requests in flight" true "This core has as many publishes in flight as it takes; try again after Retry-After."
+    TOO_MANY_READERS 42901 "too-many-readers" "Too many readers" true "As many clients read this group as it takes."
+    TOO_MANY_GROUPS 42902 "too-many-groups" "Too many groups" true "The gateway serves as many groups as it takes (`sub.groups_max`)."
+    HEAD_TOO_LARGE 43100 "head-too-large" "Request head too large" false "Request line and headers are over their limit."
+    INTERNAL 50000 "internal" "Internal error" true "A defect of the gateway; the log has the request id."
+    REFUSED_BY_BROKER 50200 "refused-by-broker" "Refused by the broker" false "The detail names Kafka's error."
+    QUEUE_FULL 50300 "queue-full" "Producer queue full" true "Kafka takes less than is published; try again after Retry-After."
+    NOT_STORED 50301 "not-stored" "Not stored" true "Kafka did not store the message, for sure; it may be sent again."
+    UNAVAILABLE 50302 "cluster-unavailable" "Kafka cluster unavailable" true "No broker answered; try again after Retry-After."
+    CONNECTION_LIMIT 50303 "connection-limit" "Too many connections" true "This core has as many connections as it takes."
+    DRAINING 50304 "draining" "Draining" true "The gateway is going away; use another."
+    CORE_BUSY 50305 "core-busy" "Core busy" true "Another core of the gateway did not answer in time or has a full inbox."
+    STARTING 50306 "not-ready" "Not ready" true "The gateway is starting, draining, or reaches no cluster."
+    OUTCOME_UNKNOWN 50400 "outcome-unknown" "Outcome unknown" true "The message may have been stored; sending it again may duplicate it."
+}
+
+/// The published list, as Markdown.
+pub fn markdown() -> String {
+    use std::fmt::Write;
+    let mut out = String::from(
+        "# Error codes\n\nGenerated from `src/api/codes.rs` by `kateway check --codes`; do not edit.\n\n\
+         | code | status | type | title | retryable | advice |\n| --- | --- | --- | --- | --- | --- |\n",
+    );
+    for code in TABLE {
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            out,
+            "| {} | {} | `urn:kateway:error:{}` | {} | {} | {} |",
+            code.number,
+            code.status(),
+            code.slug,
+            code.title,
+            if code.retryable { "yes" } else { "no" },
+            code.advice
+        );
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::TABLE;
+
+    #[test]
+    fn numbers_and_slugs_are_unique_and_sorted() {
+        assert!(TABLE.windows(2).all(|pair| pair[0].number < pair[1].number));
+        let mut slugs: Vec<_> = TABLE.iter().map(|c| c.slug).collect();
+        slugs.sort_unstable();
+        assert!(slugs.windows(2).all(|pair| pair[0] != pair[1]));
+        assert!(TABLE.iter().enumerate().all(|(i, c)| c.index == i));
+    }
+}

@@ -1,0 +1,223 @@
+//! What handlers reach of the core they run on.
+//!
+//! Per core, `Rc`/`Cell` throughout. The control thread has one too, without a data plane: it serves management only.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use smallvec::SmallVec;
+
+use super::{
+    backend::Backend,
+    codes,
+    frame::{DrainPhase, Frame},
+    groups::Groups,
+    reply::{self, Problem},
+};
+use crate::{
+    config::resolve::Config,
+    limits,
+    mesh::{Mesh, ShardId},
+    metrics::ShardMetrics,
+    offload::Offload,
+    registry::Topics,
+    store::{AdminError, Store, Topic, notify::Notify},
+};
+
+/// Shortest time between two refreshes of the topic snapshot on one core, however many unknown topics are asked for.
+const REFRESH_SPACING: Duration = Duration::from_millis(100);
+/// Partitions of a topic of the null store.
+const NULL_PARTITIONS: i32 = 4;
+
+/// The publishing and subscribing half of a core.
+#[derive(Debug)]
+pub struct DataPlane {
+    pub backend: Backend,
+    pub topics: Topics,
+    pub groups: Groups,
+    /// One refresh at a time; whoever missed before it began waits for the next one.
+    refreshing: Cell<bool>,
+    refreshed: Notify,
+    refresh_generation: Cell<u64>,
+    refreshed_at: Cell<Option<Instant>>,
+}
+
+impl DataPlane {
+    pub fn new(backend: Backend) -> Self {
+        Self {
+            backend,
+            topics: Topics::default(),
+            groups: Groups::default(),
+            refreshing: Cell::new(false),
+            refreshed: Notify::default(),
+            refresh_generation: Cell::new(0),
+            refreshed_at: Cell::new(None),
+        }
+    }
+}
+
+/// See the module text.
+#[derive(Debug)]
+pub struct Context {
+    /// This core; the control thread counts as one more than there are cores.
+    pub shard: ShardId,
+    pub config: RefCell<Rc<Config>>,
+    pub mesh: Mesh<Frame>,
+    pub metrics: Arc<ShardMetrics>,
+    /// Every core's block, for aggregation.
+    pub all_metrics: Arc<[Arc<ShardMetrics>]>,
+    pub offload: Offload,
+    pub data: Option<DataPlane>,
+    drain: Cell<DrainPhase>,
+    pub drain_bell: Notify,
+    request_seed: u64,
+    request_count: Cell<u64>,
+    pub started: Instant,
+}
+
+impl Context {
+    pub fn new(
+        shard: ShardId,
+        config: &Config,
+        mesh: Mesh<Frame>,
+        all_metrics: Arc<[Arc<ShardMetrics>]>,
+        offload: Offload,
+        data: Option<DataPlane>,
+    ) -> Rc<Self> {
+        let metrics = all_metrics.get(shard.0).cloned().unwrap_or_default();
+        Rc::new(Self {
+            shard,
+            config: RefCell::new(Rc::new(config.clone())),
+            mesh,
+            metrics,
+            all_metrics,
+            offload,
+            data,
+            drain: Cell::default(),
+            drain_bell: Notify::default(),
+            // Keys differ per process and instance, so ids of two gateways do not meet.
+            request_seed: ahash::RandomState::new().hash_one(shard.0),
+            request_count: Cell::new(0),
+            started: Instant::now(),
+        })
+    }
+
+    pub fn config(&self) -> Rc<Config> {
+        Rc::clone(&self.config.borrow())
+    }
+
+    pub fn drain_phase(&self) -> DrainPhase {
+        self.drain.get()
+    }
+
+    /// Moves on to a later phase; tells connections and waiting reads.
+    pub fn set_drain_phase(&self, phase: DrainPhase) {
+        if phase <= self.drain.get() {
+            return;
+        }
+        self.drain.set(phase);
+        self.drain_bell.ring();
+        if phase == DrainPhase::Closing
+            && let Some(data) = &self.data
+        {
+            data.groups.close_all();
+        }
+    }
+
+    /// Resolves when the gateway begins to go away.
+    pub async fn draining(&self) {
+        while self.drain.get() == DrainPhase::Serving {
+            self.drain_bell.wait().await;
+        }
+    }
+
+    /// A new request id: sixteen hex digits.
+    pub fn request_id(&self) -> SmallVec<[u8; 32]> {
+        let count = self.request_count.get().wrapping_add(1);
+        self.request_count.set(count);
+        // Odd multiplier: distinct counts give distinct ids.
+        let id = self.request_seed ^ count.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let digits: [u8; 16] = std::array::from_fn(|i| b"0123456789abcdef"[(id >> (60 - 4 * i) & 15) as usize]);
+        SmallVec::from_slice(&digits)
+    }
+
+    /// The topic, if it exists: from this core's snapshot, else by asking the store once.
+    pub async fn find_topic(&self, name: &str, create: bool) -> Result<Rc<Topic>, Problem> {
+        let data = self.data.as_ref().ok_or_else(reply::unknown_topic)?;
+        if let Some(topic) = data.topics.get(name) {
+            return Ok(topic);
+        }
+        if matches!(data.backend, Backend::Null(_)) {
+            return data.topics.put(name, NULL_PARTITIONS).ok_or_else(too_many_topics);
+        }
+        self.refresh_topics(data).await?;
+        if let Some(topic) = data.topics.get(name) {
+            return Ok(topic);
+        }
+        if !create {
+            return Err(reply::unknown_topic());
+        }
+        self.create_topic(data, name).await
+    }
+
+    async fn create_topic(&self, data: &DataPlane, name: &str) -> Result<Rc<Topic>, Problem> {
+        let topics = self.config().topics.clone();
+        if !topics.auto_create && !data.backend.makes_topics() {
+            return Err(reply::unknown_topic());
+        }
+        if name.len() > limits::KAFKA_TOPIC_BYTES_MAX {
+            return Err(Problem::new(&codes::TOPIC_NAME_TOO_LONG, "over Kafka's 249 characters"));
+        }
+        match data.backend.create_topic(name, topics.partitions, topics.replicas).await {
+            // Another core or gateway was faster: as good.
+            Ok(()) | Err(AdminError::Exists) => {}
+            Err(error) => return Err(reply::admin_failed(error)),
+        }
+        let partitions = data.topics.get(name).map_or(topics.partitions, |t| t.partitions.get());
+        data.topics.put(name, partitions).ok_or_else(too_many_topics)
+    }
+
+    /// Brings the snapshot up to date with a refresh that began after this call.
+    pub async fn refresh_topics(&self, data: &DataPlane) -> Result<(), Problem> {
+        // A refresh under way may have listed before our topic came: wait for one that starts later.
+        let wanted = data.refresh_generation.get() + 1 + u64::from(data.refreshing.get());
+        while data.refresh_generation.get() < wanted {
+            if data.refreshing.get() {
+                data.refreshed.wait().await;
+                continue;
+            }
+            data.refreshing.set(true);
+            let _running = Refreshing(data);
+            if let Some(at) = data.refreshed_at.get() {
+                let spacing = REFRESH_SPACING.saturating_sub(at.elapsed());
+                if !spacing.is_zero() {
+                    glommio::timer::sleep(spacing).await;
+                }
+            }
+            let listed = data.backend.list_topics().await.map_err(reply::admin_failed)?;
+            data.topics.install(&listed);
+            self.metrics.cells.topic_refreshes.add(1);
+        }
+        Ok(())
+    }
+}
+
+/// Ends a refresh whatever way it ends, its future dropped included.
+struct Refreshing<'a>(&'a DataPlane);
+
+impl Drop for Refreshing<'_> {
+    fn drop(&mut self) {
+        self.0.refreshing.set(false);
+        self.0.refreshed_at.set(Some(Instant::now()));
+        self.0.refresh_generation.set(self.0.refresh_generation.get() + 1);
+        self.0.refreshed.ring();
+    }
+}
+
+fn too_many_topics() -> Problem {
+    Problem::new(&codes::CORE_BUSY, "this core knows as many topics as it takes")
+}

@@ -1,0 +1,268 @@
+//! Routes and meaning: the only place that sees both HTTP and the store.
+//!
+//! ```text
+//!   Head --plan--> Planned (owned: what to do, how much body it takes) --body--> run --> Reply
+//! ```
+//!
+//! Invariants: a plan borrows nothing, so the connection's buffer is free while the body is read; names are checked before any
+//! look-up; every request is counted once, by route and code, when its reply is made. Handlers hold no `RefCell` borrow across an
+//! await and never block.
+
+pub mod admit;
+pub mod backend;
+pub mod codes;
+pub mod context;
+pub mod format;
+pub mod frame;
+pub mod groups;
+pub mod manage;
+pub mod publish;
+pub mod query;
+pub mod reply;
+pub mod status;
+pub mod subscribe;
+
+use std::{rc::Rc, time::Instant};
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use self::{
+    codes::Code,
+    context::Context,
+    frame::DrainPhase,
+    manage::Manage,
+    publish::{Publish, Timing},
+    reply::{Problem, Stamp},
+    subscribe::Subscribe,
+};
+use crate::{
+    config::resolve::Roles,
+    limits, metrics,
+    proto::{Head, Malformed, Method, Reply},
+};
+
+/// Success statuses, counted before the codes.
+const SUCCESSES: [u16; 4] = [200, 201, 202, 204];
+
+const _: () = assert!(SUCCESSES.len() + codes::TABLE.len() <= metrics::OUTCOMES_MAX);
+const _: () = assert!(Route::NAMES.len() <= metrics::ROUTES_MAX);
+
+/// The route table's rows; the discriminant is the row of the request matrix.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Route {
+    Unknown,
+    Publish,
+    Subscribe,
+    Alive,
+    Livez,
+    Readyz,
+    Status,
+    Metrics,
+}
+
+impl Route {
+    /// Names as metrics show them, in order of the discriminant.
+    pub const NAMES: &'static [&'static str] =
+        &["unknown", "publish", "subscribe", "alive", "livez", "readyz", "status", "metrics"];
+}
+
+/// Label values of the request matrix's columns.
+pub fn outcome_labels() -> Vec<String> {
+    let successes = SUCCESSES.iter().map(u16::to_string);
+    successes.chain(codes::TABLE.iter().map(|code| code.number.to_string())).collect()
+}
+
+fn outcome_of(status: u16) -> usize {
+    SUCCESSES.iter().position(|s| *s == status).unwrap_or(0)
+}
+
+fn outcome_of_code(code: &Code) -> usize {
+    SUCCESSES.len() + code.index
+}
+
+/// What is to be done for one request.
+#[derive(Debug)]
+enum Action {
+    Refuse(Problem),
+    Publish(Publish),
+    Subscribe(Subscribe),
+    Manage(Manage),
+}
+
+/// A request whose head was understood. Owns everything it needs.
+#[derive(Debug)]
+pub struct Planned {
+    route: Route,
+    stamp: Stamp,
+    started: Instant,
+    traced: bool,
+    action: Action,
+}
+
+/// Reads the head, decides what is to be done. Everything that can be refused without the body is refused here.
+pub fn plan(ctx: &Rc<Context>, head: &Head<'_>, roles: Roles) -> Planned {
+    let started = Instant::now();
+    let stamp = Stamp { request_id: request_id(ctx, head), path: SmallVec::from_slice(head.path) };
+    let (route, action) = route(ctx, head, roles);
+    let action = action.unwrap_or_else(Action::Refuse);
+    let traced = head.field("x-trace").is_some_and(|v| v.eq_ignore_ascii_case(b"true"));
+    Planned { route, stamp, started, traced, action }
+}
+
+fn request_id(ctx: &Context, head: &Head<'_>) -> SmallVec<[u8; 32]> {
+    let is_clean = |id: &&[u8]| {
+        (1..=limits::REQUEST_ID_BYTES_MAX).contains(&id.len()) && id.iter().all(|b| (0x21..=0x7e).contains(b))
+    };
+    head.field("x-request-id").filter(is_clean).map_or_else(|| ctx.request_id(), SmallVec::from_slice)
+}
+
+type Routed = (Route, Result<Action, Problem>);
+
+fn route(ctx: &Rc<Context>, head: &Head<'_>, roles: Roles) -> Routed {
+    let segments: SmallVec<[&[u8]; 10]> = head.path.split(|b| *b == b'/').skip(1).collect();
+    match segments.as_slice() {
+        [b"v1", b"msgs", topic, ver] if roles.publish => {
+            let planned = || {
+                check_method(head, &[Method::Post], "POST")?;
+                let appid = admit::appid(head)?;
+                Publish::plan(ctx, head, appid, topic, ver).map(Action::Publish)
+            };
+            (Route::Publish, planned())
+        }
+        [b"v1", b"msgs", appid, topic, ver] if roles.subscribe => {
+            let planned = || {
+                check_method(head, &[Method::Get], "GET")?;
+                let reader = admit::appid(head)?;
+                Subscribe::plan(ctx, head, reader, [appid, topic, ver]).map(Action::Subscribe)
+            };
+            (Route::Subscribe, planned())
+        }
+        [b"alive"] => manage(Route::Alive, head),
+        [b"livez"] => manage(Route::Livez, head),
+        [b"readyz"] => manage(Route::Readyz, head),
+        [b"v1", b"status"] if roles.manage => manage(Route::Status, head),
+        [b"metrics"] if roles.manage => manage(Route::Metrics, head),
+        _ => (Route::Unknown, Err(Problem::new(&codes::UNKNOWN_PATH, "no such route on this listener"))),
+    }
+}
+
+fn manage(route: Route, head: &Head<'_>) -> Routed {
+    let planned = || {
+        check_method(head, &[Method::Get, Method::Head], "GET, HEAD")?;
+        Manage::plan(route, head).map(Action::Manage)
+    };
+    (route, planned())
+}
+
+fn check_method(head: &Head<'_>, allowed: &[Method], allow: &'static str) -> Result<(), Problem> {
+    if allowed.contains(&head.method) {
+        return Ok(());
+    }
+    Err(Problem::new(&codes::METHOD_NOT_ALLOWED, format!("this route takes {allow}")).allow(allow))
+}
+
+impl Planned {
+    /// The most body this request may have; `None` when it was refused and its body is not wanted.
+    pub fn body_bytes_max(&self) -> Option<usize> {
+        match &self.action {
+            Action::Refuse(_) => None,
+            Action::Publish(publish) => Some(publish.bytes_max()),
+            // A body that means nothing here is read and ignored, as RFC 9110 has it for GET, within reason.
+            Action::Subscribe(_) | Action::Manage(_) => Some(limits::HEAD_BYTES_MAX),
+        }
+    }
+
+    /// Whether the client's going away ends the request (long polls), rather than being found when the answer is written.
+    pub fn ends_with_client(&self) -> bool {
+        matches!(self.action, Action::Subscribe(_))
+    }
+
+    /// The answer to a body that could not be read; `None`: nobody is there to be told.
+    pub fn body_failed(self, ctx: &Context, cause: Malformed) -> Option<Reply> {
+        let problem = match (cause, self.body_bytes_max()) {
+            (Malformed::BodyTooLarge, Some(bytes_max)) => Some(publish::too_large(bytes_max)),
+            (cause, _) => reply::malformed(cause),
+        };
+        problem.map(|problem| self.refuse(ctx, &problem))
+    }
+
+    fn refuse(&self, ctx: &Context, problem: &Problem) -> Reply {
+        ctx.metrics.count_request(self.route as usize, outcome_of_code(problem.code));
+        let mut reply = problem.reply(&self.stamp);
+        reply.close = ctx.drain_phase() != DrainPhase::Serving;
+        reply
+    }
+
+    /// Does it.
+    pub async fn run(self, ctx: &Rc<Context>, body: Bytes) -> Reply {
+        let Self { route, stamp, started, traced, action } = self;
+        let mut timing = None;
+        let result = match action {
+            Action::Refuse(problem) => Err(problem),
+            Action::Publish(publish) => {
+                let (result, stages) = publish.run(ctx, body, &stamp).await;
+                timing = Some(stages);
+                ctx.metrics.pub_duration.record(started.elapsed());
+                result
+            }
+            Action::Subscribe(subscribe) => {
+                let result = subscribe.run(ctx, &stamp).await;
+                ctx.metrics.sub_duration.record(started.elapsed());
+                result
+            }
+            Action::Manage(manage) => manage.run(ctx, &stamp).await,
+        };
+        let mut reply = match result {
+            Ok(reply) => {
+                ctx.metrics.count_request(route as usize, outcome_of(reply.status));
+                reply
+            }
+            Err(problem) => {
+                ctx.metrics.count_request(route as usize, outcome_of_code(problem.code));
+                problem.reply(&stamp)
+            }
+        };
+        if traced {
+            add_trace(ctx, &mut reply, started, timing);
+        }
+        reply.close |= ctx.drain_phase() != DrainPhase::Serving;
+        reply
+    }
+}
+
+/// The answer to bytes that are no request; `None`: nobody is there to be told.
+pub fn malformed(ctx: &Context, cause: Malformed) -> Option<Reply> {
+    ctx.metrics.cells.malformed.add(1);
+    let problem = reply::malformed(cause)?;
+    ctx.metrics.count_request(Route::Unknown as usize, outcome_of_code(problem.code));
+    let stamp = Stamp { request_id: ctx.request_id(), path: SmallVec::from_slice(b"/") };
+    let mut reply = problem.reply(&stamp);
+    reply.close = true;
+    Some(reply)
+}
+
+/// The answer to a connection over the limit.
+pub fn too_many_connections(ctx: &Context) -> Reply {
+    let stamp = Stamp { request_id: ctx.request_id(), path: SmallVec::from_slice(b"/") };
+    let mut reply = Problem::new(&codes::CONNECTION_LIMIT, "this core has as many connections as it takes").reply(&stamp);
+    reply.close = true;
+    reply
+}
+
+/// `X-Serverid` and `Server-Timing` in ms: until the record was handed over, and until its report.
+fn add_trace(ctx: &Context, reply: &mut Reply, started: Instant, timing: Option<Timing>) {
+    let ms = |from: Instant, to: Instant| to.saturating_duration_since(from).as_secs_f64() * 1e3;
+    let now = Instant::now();
+    let (enqueued, reported) = timing.map_or((now, now), |t| (t.enqueued, t.reported));
+    reply.add_field("X-Serverid", ctx.config.borrow().gateway.id.as_bytes());
+    reply.add_display(
+        "Server-Timing",
+        format_args!(
+            "parse;dur={:.3}, queue;dur={:.3}, kafka;dur={:.3}",
+            ms(started, enqueued),
+            ms(reported, now),
+            ms(enqueued, reported)
+        ),
+    );
+}

@@ -1,0 +1,268 @@
+//! `POST /v1/msgs/:topic/:ver`: one message, one record.
+//!
+//! Planned from the head (everything that can be refused is refused before the body is read), carried out with the body. Takes
+//! the decisions: produce and wait, produce and go, refuse.
+
+use std::{
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+
+use super::{
+    admit::Inflight,
+    codes,
+    context::Context,
+    query::{Query, invalid, percent_decode},
+    reply::{self, Problem, Stamp},
+};
+use crate::{
+    limits,
+    proto::{Head, Reply, head::Framing},
+    registry::names,
+    store::{Ack, Header, ProduceError, Record, Store, Stored, TAG_HEADER, Topic},
+};
+
+/// The parameters of the route.
+pub const PARAMETERS: &[&str] = &["key", "partition", "ack", "async", "hh", "batch"];
+
+/// A publish whose head was found good.
+#[derive(Debug)]
+pub struct Publish {
+    topic: TopicRef,
+    record: Record,
+    ack: Ack,
+    /// Answer once the record is in the producer's queue.
+    is_async: bool,
+    bytes_max: usize,
+    inflight: Inflight,
+}
+
+/// The topic, or its name when this core has not met it yet.
+#[derive(Debug)]
+enum TopicRef {
+    Known(Rc<Topic>),
+    Unknown(String),
+}
+
+/// When the stages of a publish ended, for `Server-Timing`.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    pub enqueued: Instant,
+    pub reported: Instant,
+}
+
+impl Publish {
+    /// Reads everything but the body. The order of the checks is the contract's.
+    pub fn plan(ctx: &Rc<Context>, head: &Head<'_>, appid: &str, topic: &[u8], ver: &[u8]) -> Result<Self, Problem> {
+        let inflight = Inflight::admit(ctx)?;
+        let (topic, ver) = super::admit::topic_names(topic, ver)?;
+        let query = Query::parse(head.query, PARAMETERS)?;
+        let bytes_max = ctx.config.borrow().publish.message_bytes_max;
+        check_size(head, bytes_max)?;
+        check_coding(head)?;
+        if query.flag("batch")? {
+            return Err(Problem::new(&codes::NOT_SUPPORTED, "batch=1 is not built yet in this version"));
+        }
+        match query.get("hh") {
+            None | Some(b"n" | b"y") => {}
+            Some(other) => return Err(invalid("hh", other, "n or y")),
+        }
+        let ack = match query.get("ack") {
+            None | Some(b"all") => Ack::All,
+            Some(b"local") => Ack::Local,
+            Some(b"none") => Ack::None,
+            Some(other) => return Err(invalid("ack", other, "all, local or none")),
+        };
+        let record = Record {
+            key: key(&query)?,
+            value: Bytes::new(),
+            headers: record_headers(head)?,
+            partition: query
+                .number("partition", 0..=i64::from(i32::MAX))
+                .map_err(|p| Problem::new(&codes::PARTITION_OUT_OF_RANGE, p.detail))?
+                .and_then(|n| i32::try_from(n).ok()),
+        };
+        let topic = with_topic_name(appid, topic, ver, |name| {
+            match ctx.data.as_ref().and_then(|data| data.topics.get(name)) {
+                Some(topic) => TopicRef::Known(topic),
+                None => TopicRef::Unknown(name.to_owned()),
+            }
+        });
+        Ok(Self { topic, record, ack, is_async: query.flag("async")?, bytes_max, inflight })
+    }
+
+    pub fn bytes_max(&self) -> usize {
+        self.bytes_max
+    }
+
+    /// Produces the body and answers.
+    pub async fn run(mut self, ctx: &Rc<Context>, body: Bytes, stamp: &Stamp) -> (Result<Reply, Problem>, Timing) {
+        let mut timing = Timing { enqueued: Instant::now(), reported: Instant::now() };
+        self.record.value = body;
+        let result = self.produce(ctx, stamp, &mut timing).await;
+        drop(self.inflight);
+        (result, timing)
+    }
+
+    async fn produce(&mut self, ctx: &Rc<Context>, stamp: &Stamp, timing: &mut Timing) -> Result<Reply, Problem> {
+        let data = ctx.data.as_ref().ok_or_else(reply::unknown_topic)?;
+        let bytes = self.record.value.len();
+        if bytes == 0 {
+            return Err(Problem::new(&codes::EMPTY_MESSAGE, "a message has at least one byte"));
+        }
+        let topic = self.topic(ctx).await?;
+        let record = std::mem::take(&mut self.record);
+        timing.enqueued = Instant::now();
+        let answer = if self.is_async || self.ack == Ack::None {
+            data.backend.enqueue(&topic, record, self.ack).map(|()| queued_reply(stamp))
+        } else {
+            match data.backend.produce(&topic, record, self.ack) {
+                Ok(report) => {
+                    let volatile = data.backend.is_volatile();
+                    report.await.map(|stored| stored_reply(stored, volatile, stamp))
+                }
+                Err(error) => Err(error),
+            }
+        };
+        timing.reported = Instant::now();
+        ctx.metrics.kafka_duration.record(timing.reported - timing.enqueued);
+        match answer {
+            Ok(reply) => {
+                ctx.metrics.cells.pub_messages.add(1);
+                ctx.metrics.cells.pub_bytes.add(bytes as u64);
+                Ok(reply)
+            }
+            Err(error) => {
+                if error == ProduceError::UnknownTopic {
+                    // The snapshot is behind; the next publish looks again.
+                    data.topics.forget(&topic);
+                }
+                Err(reply::produce_failed(&error))
+            }
+        }
+    }
+
+    async fn topic(&mut self, ctx: &Rc<Context>) -> Result<Rc<Topic>, Problem> {
+        let topic = match &self.topic {
+            TopicRef::Known(topic) => Rc::clone(topic),
+            TopicRef::Unknown(name) => ctx.find_topic(name, true).await?,
+        };
+        let Some(partition) = self.record.partition else { return Ok(topic) };
+        if partition >= topic.partitions.get()
+            && let Some(data) = &ctx.data
+            && !data.backend.makes_topics()
+        {
+            // The topic may have grown since the snapshot.
+            ctx.refresh_topics(data).await?;
+        }
+        if partition < topic.partitions.get() {
+            return Ok(topic);
+        }
+        let detail = format!("partition {partition} of {}", topic.partitions.get());
+        Err(Problem::new(&codes::PARTITION_OUT_OF_RANGE, detail))
+    }
+}
+
+/// Longest a publish may take in all; librdkafka's own time-out is shorter, so this ends only what it does not.
+pub fn overall_deadline(configured: Duration) -> Duration {
+    configured + Duration::from_secs(1)
+}
+
+/// Runs `use_name` with Kafka's name of the topic, in a buffer that is kept.
+fn with_topic_name<T>(appid: &str, topic: &str, ver: &str, use_name: impl FnOnce(&str) -> T) -> T {
+    thread_local! {
+        static NAME: std::cell::RefCell<String> = const { std::cell::RefCell::new(String::new()) };
+    }
+    NAME.with_borrow_mut(|name| {
+        names::kafka_topic(name, appid, topic, ver);
+        use_name(name)
+    })
+}
+
+fn check_size(head: &Head<'_>, bytes_max: usize) -> Result<(), Problem> {
+    let announced = match head.framing {
+        Framing::Length(0) => return Err(Problem::new(&codes::EMPTY_MESSAGE, "a message has at least one byte")),
+        Framing::Length(length) => Some(length),
+        Framing::Stream(length) => length,
+        Framing::Chunked => None,
+    };
+    match announced {
+        Some(length) if length > bytes_max as u64 => Err(too_large(bytes_max)),
+        _ => Ok(()),
+    }
+}
+
+/// The problem of a body over the limit, found before or while reading.
+pub fn too_large(bytes_max: usize) -> Problem {
+    Problem::new(&codes::MESSAGE_TOO_LARGE, format!("a message has at most {bytes_max} bytes"))
+}
+
+fn check_coding(head: &Head<'_>) -> Result<(), Problem> {
+    match head.field("content-encoding") {
+        Some(coding) if !coding.eq_ignore_ascii_case(b"identity") => {
+            Err(Problem::new(&codes::UNKNOWN_CODING, "Content-Encoding is not built yet in this version"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn key(query: &Query<'_>) -> Result<Option<Bytes>, Problem> {
+    let Some(text) = query.get("key").filter(|t| !t.is_empty()) else { return Ok(None) };
+    let key = percent_decode(text).ok_or_else(|| invalid("key", text, "percent-encoded bytes"))?;
+    if key.len() > limits::KEY_BYTES_MAX {
+        let detail = format!("a key has at most {} bytes, this one has {}", limits::KEY_BYTES_MAX, key.len());
+        return Err(Problem::new(&codes::KEY_TOO_LONG, detail));
+    }
+    Ok(Some(key))
+}
+
+/// `X-Tag`, trace context and `X-Header-*`, in the order they came.
+fn record_headers(head: &Head<'_>) -> Result<Vec<Header>, Problem> {
+    let mut headers = Vec::new();
+    let mut tagged = false;
+    for (name, value) in &head.fields {
+        if name.eq_ignore_ascii_case(b"x-tag") {
+            if value.len() > limits::TAG_BYTES_MAX {
+                let detail = format!("a tag has at most {} bytes", limits::TAG_BYTES_MAX);
+                return Err(Problem::new(&codes::TAG_TOO_LONG, detail));
+            }
+            if std::mem::replace(&mut tagged, true) {
+                return Err(Problem::new(&codes::INVALID_FIELD, "X-Tag is given twice"));
+            }
+            if !value.is_empty() {
+                headers.push((Bytes::from_static(TAG_HEADER), Some(Bytes::copy_from_slice(value))));
+            }
+        } else if name.eq_ignore_ascii_case(b"traceparent") || name.eq_ignore_ascii_case(b"tracestate") {
+            headers.push((name.to_ascii_lowercase().into(), Some(Bytes::copy_from_slice(value))));
+        } else if name.len() > 9 && name[..9].eq_ignore_ascii_case(b"x-header-") {
+            let decoded = STANDARD
+                .decode(value)
+                .map_err(|_| Problem::new(&codes::INVALID_FIELD, "the value of an X-Header- field is not base64"))?;
+            headers.push((name[9..].to_ascii_lowercase().into(), Some(decoded.into())));
+        }
+    }
+    Ok(headers)
+}
+
+const OK_BODY: &[u8] = b"{\"ok\":1}";
+
+fn stored_reply(stored: Stored, volatile: bool, stamp: &Stamp) -> Reply {
+    let mut reply = Reply::new(201)
+        .field("X-Request-Id", &stamp.request_id)
+        .number("X-Partition", i64::from(stored.partition))
+        .number("X-Offset", stored.offset);
+    if volatile {
+        reply.add_field("X-Durability", b"none");
+    }
+    reply.body("application/json", OK_BODY)
+}
+
+fn queued_reply(stamp: &Stamp) -> Reply {
+    Reply::new(202)
+        .field("X-Request-Id", &stamp.request_id)
+        .field("X-Durability", b"none")
+        .body("application/json", OK_BODY)
+}

@@ -1,0 +1,174 @@
+//! What a core says about itself when asked, and how the answers of all cores become one document.
+
+use std::{rc::Rc, time::Duration};
+
+use futures_channel::oneshot;
+use serde_json::{Value, json};
+
+use super::{context::Context, frame::Frame};
+use crate::{
+    limits,
+    mesh::ShardId,
+    store::{GroupStatus, Store},
+};
+
+/// How long a core has to answer before it is named as silent.
+const ANSWER_WITHIN: Duration = Duration::from_millis(500);
+
+/// One core's answer.
+#[derive(Clone, Debug, Default)]
+pub struct ShardStatus {
+    pub topics: usize,
+    pub groups: Vec<GroupStatus>,
+    pub reachable: bool,
+    pub queued_messages: u64,
+    pub queued_bytes: u64,
+}
+
+/// This core's status; what it answers to [`Frame::Status`].
+pub fn here(ctx: &Context) -> ShardStatus {
+    let Some(data) = &ctx.data else { return ShardStatus::default() };
+    let (queued_messages, queued_bytes) = data.backend.queued();
+    ShardStatus {
+        topics: data.topics.len(),
+        groups: data.groups.status(),
+        reachable: data.backend.is_reachable(),
+        queued_messages,
+        queued_bytes,
+    }
+}
+
+/// Asks every core at once; a core that does not answer in time is `None`.
+pub async fn gather(ctx: &Context) -> Vec<(ShardId, Option<ShardStatus>)> {
+    let asked: Vec<_> = ctx
+        .mesh
+        .shard_ids()
+        .map(|shard| {
+            let (answer, answered) = oneshot::channel();
+            let sent = ctx.mesh.send(shard, Frame::Status { answer });
+            (shard, sent.is_ok().then_some(answered))
+        })
+        .collect();
+    let mut deadline = std::pin::pin!(glommio::timer::sleep(ANSWER_WITHIN));
+    let mut late = false;
+    let mut gathered = Vec::with_capacity(asked.len());
+    for (shard, answered) in asked {
+        let status = match answered {
+            // After the deadline only what is already there counts.
+            Some(mut answered) if late => answered.try_recv().ok().flatten(),
+            Some(answered) => {
+                let timeout = async {
+                    deadline.as_mut().await;
+                    late = true;
+                    None
+                };
+                futures_lite::future::or(async { answered.await.ok() }, timeout).await
+            }
+            None => None,
+        };
+        gathered.push((shard, status));
+    }
+    gathered
+}
+
+/// `GET /v1/status`.
+pub async fn document(ctx: &Rc<Context>) -> Value {
+    let gathered = gather(ctx).await;
+    let silent: Vec<usize> = gathered.iter().filter(|(_, status)| status.is_none()).map(|(s, _)| s.0).collect();
+    let shards: Vec<Value> = gathered.iter().map(|(shard, status)| shard_json(ctx, *shard, status.as_ref())).collect();
+    let mut totals = serde_json::Map::new();
+    for metrics in ctx.all_metrics.iter() {
+        for (_, name, _, value) in metrics.cells.list() {
+            let total = totals.get(name).and_then(Value::as_u64).unwrap_or(0) + value;
+            totals.insert(name.to_owned(), total.into());
+        }
+    }
+    let groups: Vec<Value> =
+        gathered.iter().filter_map(|(s, status)| Some((s, status.as_ref()?))).flat_map(|(s, st)| groups_json(*s, st)).collect();
+    let config = ctx.config();
+    json!({
+        "build": { "name": env!("CARGO_PKG_NAME"), "version": env!("CARGO_PKG_VERSION") },
+        "gateway": config.gateway.id,
+        "uptime_s": ctx.started.elapsed().as_secs(),
+        "drain": format!("{:?}", ctx.drain_phase()).to_lowercase(),
+        "store": format!("{:?}", config.store).to_lowercase(),
+        "shards": shards,
+        "silent_shards": silent,
+        "totals": totals,
+        "groups": groups,
+        "offload": { "queued": ctx.offload.queued(), "refused_total": ctx.offload.refused_total() },
+        "limits": limits_json(ctx),
+    })
+}
+
+fn shard_json(ctx: &Context, shard: ShardId, status: Option<&ShardStatus>) -> Value {
+    let counters = ctx.all_metrics.get(shard.0).map(|metrics| {
+        let cells = metrics.cells.list().into_iter().map(|(_, name, _, value)| (name.to_owned(), Value::from(value)));
+        cells.collect::<serde_json::Map<_, _>>()
+    });
+    json!({
+        "shard": shard.0,
+        "answered": status.is_some(),
+        "counters": counters,
+        "stalls": ctx.all_metrics.get(shard.0).map(|m| m.stalls.get()),
+        "mesh_refused": ctx.mesh.refused_total(shard),
+        "mesh_waiting": ctx.mesh.waiting(shard),
+        "topics": status.map(|s| s.topics),
+        "groups": status.map(|s| s.groups.len()),
+        "leases": status.map(leases),
+        "cluster_reachable": status.map(|s| s.reachable),
+        "producer_queue_messages": status.map(|s| s.queued_messages),
+        "producer_queue_bytes": status.map(|s| s.queued_bytes),
+    })
+}
+
+fn leases(status: &ShardStatus) -> usize {
+    status.groups.iter().flat_map(|g| &g.partitions).map(|p| p.leased + p.returned).sum()
+}
+
+fn groups_json(shard: ShardId, status: &ShardStatus) -> Vec<Value> {
+    let rows = status.groups.iter().map(|group| {
+        let partitions: Vec<Value> = group
+            .partitions
+            .iter()
+            .map(|p| {
+                json!({
+                    "partition": p.partition,
+                    "committed": p.end,
+                    "latest": p.latest,
+                    "lag": (p.latest >= 0).then(|| (p.latest - p.end).max(0)),
+                    "ready": p.ready,
+                    "leased": p.leased,
+                    "returned": p.returned,
+                })
+            })
+            .collect();
+        json!({
+            "shard": shard.0,
+            "topic": group.topic,
+            "group": group.group_id,
+            "assigned": group.assigned,
+            "waiting": group.waiting,
+            "delivered": group.delivered,
+            "partitions": partitions,
+        })
+    });
+    rows.collect()
+}
+
+fn limits_json(ctx: &Context) -> Value {
+    let config = ctx.config();
+    json!({
+        "head_bytes_max": config.http.head_bytes_max,
+        "target_bytes_max": config.http.target_bytes_max,
+        "message_bytes_max": config.publish.message_bytes_max,
+        "key_bytes_max": limits::KEY_BYTES_MAX,
+        "tag_bytes_max": limits::TAG_BYTES_MAX,
+        "batch_messages_max": limits::BATCH_MESSAGES_MAX,
+        "batch_bytes_max": config.subscribe.batch_bytes_max,
+        "inflight_max_per_shard": config.publish.inflight_max,
+        "connections_max_per_shard": config.http.connections_max,
+        "groups_max": config.subscribe.groups_max,
+        "leases_max_per_partition": limits::LEASES_MAX,
+    })
+}

@@ -1,0 +1,262 @@
+//! Start order: configuration, host, sockets, cores, control; stop in reverse.
+//!
+//! Everything that can fail fails here, before the line `ready` is printed: addresses are bound before a core starts, a core
+//! that does not come up ends the start. After that the process ends only by drain, by a second signal, or loudly when a core
+//! dies.
+
+use std::{
+    io::{self, Write},
+    net::SocketAddr,
+    sync::{Arc, mpsc},
+    time::Duration,
+};
+
+use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
+use socket2::Socket;
+
+use crate::{
+    api::{
+        backend::Backend,
+        context::{Context, DataPlane},
+        frame::Frame,
+    },
+    config::{Config, Host, ListenerConfig, Roles, Settings, Sources, StoreKind},
+    control::{
+        doctor,
+        host::{self, Resource},
+        kicker::{Kicked, Kicker},
+        log::Log,
+        run::{self, Control, Signals},
+    },
+    error::StartError,
+    limits,
+    mesh::{Kick, Mesh, ShardId},
+    metrics::ShardMetrics,
+    offload::Offload,
+    server::socket,
+    shard::{Shard, thread_name},
+    store::{
+        memory::{Broker, MemoryStore},
+        null::NullStore,
+    },
+};
+
+/// Registered buffers are not used, so each executor asks for little locked memory.
+const IO_MEMORY_BYTES: usize = 1 << 20;
+/// A core that is not up by then never will be.
+const CORE_START_WITHIN: Duration = Duration::from_secs(10);
+
+/// What every core gets; each makes its own `Rc` state of it.
+#[derive(Clone)]
+struct Parts {
+    config: Arc<Config>,
+    mesh: Mesh<Frame>,
+    metrics: Arc<[Arc<ShardMetrics>]>,
+    offload: Offload,
+    memory: Option<Arc<Broker>>,
+}
+
+type Sockets = Vec<(Socket, Roles)>;
+
+/// Runs the gateway until it is told to go.
+pub fn run(sources: Sources) -> Result<(), StartError> {
+    let as_config = |errors: Vec<crate::config::ConfigError>| StartError::Config(errors.iter().map(ToString::to_string).collect());
+    let settings = Settings::read(&sources).map_err(as_config)?;
+    let config = Arc::new(settings.resolve(&Host::this()).map_err(as_config)?);
+    doctor::io_uring_available().map_err(StartError::Host)?;
+    let signals = Signals::register().map_err(StartError::Spawn)?;
+    let log = Log::start(&config.log).map_err(StartError::Spawn)?;
+    for resource in [Resource::OpenFiles, Resource::LockedBytes] {
+        if let Err(error) = host::raise(resource) {
+            tracing::warn!(%error, ?resource, "the limit stays as it is");
+        }
+    }
+    let shards = config.shard.count;
+    let (data_sockets, man_socket, addrs) = bind(&config)?;
+    let offload = Offload::start(limits::OFFLOAD_THREADS).map_err(StartError::Spawn)?;
+    let parts = Parts {
+        mesh: Mesh::new(shards),
+        metrics: (0..shards).map(|_| Arc::default()).collect(),
+        offload,
+        memory: (config.store == StoreKind::Memory).then(|| Broker::new(config.memory.bytes_max)),
+        config,
+    };
+    announce(&parts.config);
+    let kicks: Vec<Arc<Kick>> = (0..=shards).map(|_| Arc::default()).collect();
+    let handles = start_cores(&parts, data_sockets, &kicks)?;
+    let _kicker = start_kicker(&parts, &kicks).map_err(StartError::Spawn)?;
+    print_ready(&addrs).map_err(StartError::Spawn)?;
+    let control = move || {
+        let Parts { config, mesh, metrics, offload, .. } = parts;
+        let ctx = Context::new(ShardId(shards), &config, mesh, metrics, offload, None);
+        Control { ctx, man: man_socket, kick: Arc::clone(&kicks[shards]), signals, log, sources, settings }
+    };
+    let executor = builder(Placement::Unbound, "control", 1_000).make().map_err(spawn_error)?;
+    executor.run(async move { run::run(control()).await });
+    for handle in handles {
+        // A core that failed has said so; the process ends either way.
+        let _ = handle.join();
+    }
+    Ok(())
+}
+
+fn spawn_error(error: glommio::GlommioError<()>) -> StartError {
+    StartError::Spawn(io::Error::other(error.to_string()))
+}
+
+fn builder(placement: Placement, name: &str, preempt_us: u64) -> LocalExecutorBuilder {
+    LocalExecutorBuilder::new(placement)
+        .name(name)
+        .io_memory(IO_MEMORY_BYTES)
+        .preempt_timer(Duration::from_micros(preempt_us))
+}
+
+/// Addresses as they were bound, by role.
+#[derive(Default)]
+struct Addrs {
+    publish: Option<SocketAddr>,
+    subscribe: Option<SocketAddr>,
+    manage: Option<SocketAddr>,
+}
+
+impl Addrs {
+    fn note(&mut self, roles: Roles, addr: SocketAddr) {
+        for (has, slot) in
+            [(roles.publish, &mut self.publish), (roles.subscribe, &mut self.subscribe), (roles.manage, &mut self.manage)]
+        {
+            if has {
+                *slot = Some(addr);
+            }
+        }
+    }
+}
+
+/// Binds every address once per core, before any core starts.
+fn bind(config: &Config) -> Result<(Vec<Sockets>, Option<(Socket, Roles)>, Addrs), StartError> {
+    let mut addrs = Addrs::default();
+    let mut per_core: Vec<Sockets> = (0..config.shard.count).map(|_| Vec::new()).collect();
+    for ListenerConfig { addr, roles } in &config.data_listeners {
+        check_free(*addr)?;
+        // Port 0: the first core's port is everybody's.
+        let mut addr = *addr;
+        for sockets in &mut per_core {
+            let socket = listen(addr)?;
+            addr = bound_addr(&socket, addr)?;
+            sockets.push((socket, *roles));
+        }
+        addrs.note(*roles, addr);
+    }
+    let mut man = None;
+    if let Some(ListenerConfig { addr, roles }) = &config.man_listener {
+        check_free(*addr)?;
+        let socket = listen(*addr)?;
+        addrs.note(*roles, bound_addr(&socket, *addr)?);
+        man = Some((socket, *roles));
+    }
+    Ok((per_core, man, addrs))
+}
+
+fn check_free(addr: SocketAddr) -> Result<(), StartError> {
+    if socket::is_taken(addr) {
+        return Err(StartError::Bind { addr, source: io::ErrorKind::AddrInUse.into() });
+    }
+    Ok(())
+}
+
+fn listen(addr: SocketAddr) -> Result<Socket, StartError> {
+    socket::listen(addr).map_err(|source| StartError::Bind { addr, source })
+}
+
+fn bound_addr(socket: &Socket, addr: SocketAddr) -> Result<SocketAddr, StartError> {
+    let bound = socket.local_addr().map_err(|source| StartError::Bind { addr, source })?;
+    Ok(bound.as_socket().unwrap_or(addr))
+}
+
+/// Says loudly what an operator must not overlook.
+fn announce(config: &Config) {
+    if config.store == StoreKind::Memory {
+        tracing::warn!("store=memory: everything published is gone when this process ends");
+    }
+    if config.store == StoreKind::Null {
+        tracing::warn!("store=null: nothing published is stored");
+    }
+    tracing::warn!("tenancy.mode=open: any valid Appid is taken, no secret is checked");
+    if config.test.answer_before_report {
+        tracing::warn!("test.answer_before_report: answers promise what they cannot keep");
+    }
+}
+
+fn start_cores(
+    parts: &Parts,
+    sockets: Vec<Sockets>,
+    kicks: &[Arc<Kick>],
+) -> Result<Vec<ExecutorJoinHandle<()>>, StartError> {
+    let (up, came_up) = mpsc::channel();
+    let config = &parts.config.shard;
+    let mut handles = Vec::with_capacity(config.count);
+    for (n, sockets) in sockets.into_iter().enumerate() {
+        let placement = if config.pin { Placement::Fixed(config.cpus[n % config.cpus.len()]) } else { Placement::Unbound };
+        let (parts, kick, up) = (parts.clone(), Arc::clone(&kicks[n]), up.clone());
+        let core = move || async move {
+            let _loud = Loud(n);
+            let data = DataPlane::new(backend(&parts));
+            let Parts { config, mesh, metrics, offload, .. } = parts;
+            let ctx = Context::new(ShardId(n), &config, mesh, metrics, offload, Some(data));
+            let shard = Shard::new(ctx, sockets, kick);
+            // The start may have been given up meanwhile.
+            let _ = up.send(n);
+            shard.run().await;
+        };
+        let handle = builder(placement, &thread_name(ShardId(n)), config.preempt_us).spawn(core).map_err(spawn_error)?;
+        handles.push(handle);
+    }
+    for _ in 0..config.count {
+        came_up
+            .recv_timeout(CORE_START_WITHIN)
+            .map_err(|_| StartError::Spawn(io::Error::other("a core did not come up")))?;
+    }
+    Ok(handles)
+}
+
+fn backend(parts: &Parts) -> Backend {
+    let config = &parts.config;
+    match (config.store, &parts.memory) {
+        (StoreKind::Memory, Some(broker)) => Backend::Memory(MemoryStore::new(Arc::clone(broker))),
+        _ => Backend::Null(NullStore::new(config.null.delay, config.null.error_ppm)),
+    }
+}
+
+fn start_kicker(parts: &Parts, kicks: &[Arc<Kick>]) -> io::Result<Option<Kicker>> {
+    let config = &parts.config.shard;
+    if config.kicker_ms == 0 {
+        tracing::warn!("shard.kicker_ms=0: cores can hang, deadlines do not run");
+        return Ok(None);
+    }
+    let cores = kicks.iter().enumerate().map(|(n, kick)| Kicked {
+        kick: Arc::clone(kick),
+        metrics: parts.metrics.get(n).cloned(),
+    });
+    let period = Duration::from_millis(config.kicker_ms);
+    Kicker::start(cores.collect(), period, Duration::from_millis(config.stall_ms)).map(Some)
+}
+
+/// The one line on stdout that says where the gateway serves.
+fn print_ready(addrs: &Addrs) -> io::Result<()> {
+    let shown = |addr: Option<SocketAddr>| addr.map_or_else(|| "-".to_owned(), |addr| addr.to_string());
+    let (publish, subscribe, manage) = (shown(addrs.publish), shown(addrs.subscribe), shown(addrs.manage));
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "ready pub={publish} sub={subscribe} man={manage}")?;
+    stdout.flush()
+}
+
+/// A core that unwinds takes the process with it: half a gateway would lose requests in silence.
+struct Loud(usize);
+
+impl Drop for Loud {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("core {} died; the process ends", self.0);
+            std::process::exit(70);
+        }
+    }
+}

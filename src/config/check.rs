@@ -1,0 +1,118 @@
+//! Relations between values, where each alone is fine.
+//!
+//! A relation is not looked at when one of its keys already is in error, so that one mistake gives one message. This file knows
+//! the written values only: what depends on the host (which cpus there are) is `resolve`'s.
+
+use std::net::SocketAddr;
+
+use super::{
+    error::{ConfigError, Problem},
+    model::Written,
+};
+
+/// A relation: the key that is blamed, the keys it looks at besides, and what was expected if it does not hold.
+struct Relation {
+    path: &'static str,
+    with: &'static [&'static str],
+    broken: fn(&Written) -> Option<String>,
+}
+
+/// Kafka's `message.timeout.ms` is so much shorter than `pub.deadline_ms`, see `kafka/options.rs`.
+const KAFKA_HEAD_START_MS: u64 = 1_000;
+
+const RELATIONS: &[Relation] = &[
+    Relation {
+        path: "kafka.brokers",
+        with: &["store.kind"],
+        broken: |w| {
+            let missing = w.text("store.kind") == "kafka" && w.list("kafka.brokers").is_empty();
+            missing.then(|| {
+                "at least one `HOST:PORT`, because store.kind is `kafka` (try --store memory without a cluster)"
+                    .to_owned()
+            })
+        },
+    },
+    Relation {
+        path: "drain.notice_s",
+        with: &["drain.timeout_s"],
+        broken: |w| below(w, "drain.notice_s", "drain.timeout_s"),
+    },
+    Relation {
+        path: "http.target_bytes_max",
+        with: &["http.head_bytes_max"],
+        broken: |w| below(w, "http.target_bytes_max", "http.head_bytes_max"),
+    },
+    Relation {
+        path: "shard.kicker_ms",
+        with: &["shard.stall_ms"],
+        broken: |w| below(w, "shard.kicker_ms", "shard.stall_ms"),
+    },
+    Relation {
+        path: "sub.batch_bytes_max",
+        with: &["pub.message_bytes_max"],
+        broken: |w| at_least(w, "sub.batch_bytes_max", "pub.message_bytes_max"),
+    },
+    Relation {
+        path: "kafka.queue_bytes_max",
+        with: &["kafka.batch_bytes_max"],
+        broken: |w| at_least(w, "kafka.queue_bytes_max", "kafka.batch_bytes_max"),
+    },
+    Relation {
+        path: "kafka.linger_us",
+        with: &["pub.deadline_ms"],
+        broken: |w| {
+            let limit_us = w.int("pub.deadline_ms").saturating_sub(KAFKA_HEAD_START_MS) * 1_000;
+            (w.int("kafka.linger_us") >= limit_us).then(|| {
+                format!("less than {limit_us}, one second under pub.deadline_ms: the message would expire in the queue")
+            })
+        },
+    },
+    Relation {
+        path: "pub.addr",
+        with: &["sub.addr"],
+        broken: |w| {
+            let none = w.text("pub.addr").is_empty() && w.text("sub.addr").is_empty();
+            none.then(|| "an address here or for sub.addr: the gateway would serve nothing".to_owned())
+        },
+    },
+    Relation { path: "sub.addr", with: &["pub.addr"], broken: |w| overlaps(w, "sub.addr", "pub.addr") },
+    Relation { path: "man.addr", with: &["pub.addr"], broken: |w| overlaps(w, "man.addr", "pub.addr") },
+    Relation { path: "man.addr", with: &["sub.addr"], broken: |w| overlaps(w, "man.addr", "sub.addr") },
+];
+
+/// Every broken relation among keys that are not in `errors`.
+pub fn relations(written: &Written, errors: &[ConfigError]) -> Vec<ConfigError> {
+    let in_error = |path: &str| errors.iter().any(|error| error.path == path);
+    let looked_at = RELATIONS.iter().filter(|r| !in_error(r.path) && !r.with.iter().any(|path| in_error(path)));
+    looked_at.filter_map(|r| (r.broken)(written).map(|expected| error(written, r.path, expected))).collect()
+}
+
+/// An error about the value of `path`.
+pub fn error(written: &Written, path: &str, expected: String) -> ConfigError {
+    let setting = written.setting(path);
+    ConfigError {
+        path: path.to_owned(),
+        value: Some(setting.value.to_toml()),
+        origin: setting.origin.clone(),
+        problem: Problem::Expected(expected),
+    }
+}
+
+fn below(w: &Written, path: &str, limit: &str) -> Option<String> {
+    (w.int(path) >= w.int(limit)).then(|| format!("less than {limit}, which is {}", w.int(limit)))
+}
+
+fn at_least(w: &Written, path: &str, limit: &str) -> Option<String> {
+    (w.int(path) < w.int(limit)).then(|| format!("at least {limit}, which is {}", w.int(limit)))
+}
+
+/// Two different addresses that cannot both be listened on: the same port, and one of them means every address of the host.
+fn overlaps(w: &Written, path: &str, other: &str) -> Option<String> {
+    let a: SocketAddr = w.text(path).parse().ok()?;
+    let b: SocketAddr = w.text(other).parse().ok()?;
+    let overlap =
+        a != b && a.port() == b.port() && a.port() != 0 && (a.ip().is_unspecified() || b.ip().is_unspecified());
+    overlap.then(|| {
+        format!("another port than {other}, which is `{b}` and overlaps, or exactly the same address to share it")
+    })
+}

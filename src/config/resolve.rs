@@ -1,0 +1,410 @@
+//! What the configuration means: typed, complete, checked. Everything above reads this and nothing else.
+//!
+//! Immutable, shared: built once at start (and at each reload), handed to every core as an `Arc`. What the written values
+//! leave open (`0`: one for each cpu; empty: the host's name) is settled here, from the [`Host`]. This file reads no sources.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use super::{check, cpus, error::ConfigError, model::Written};
+
+/// Which store answers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum StoreKind {
+    Kafka,
+    Memory,
+    Null,
+}
+
+/// What a listener serves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Roles {
+    pub publish: bool,
+    pub subscribe: bool,
+    pub manage: bool,
+}
+
+/// One address and what is served there. Two sections with the same address become one listener with both roles.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ListenerConfig {
+    pub addr: SocketAddr,
+    pub roles: Roles,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Config {
+    pub gateway: GatewayConfig,
+    pub shard: ShardConfig,
+    /// Listeners every shard serves (`pub`, `sub`).
+    pub data_listeners: Vec<ListenerConfig>,
+    /// The listener of the control thread (`man`), unless its address is a data listener's: then the shards serve it too.
+    /// `None` also when `man.addr` is empty.
+    pub man_listener: Option<ListenerConfig>,
+    pub http: HttpConfig,
+    pub publish: PublishConfig,
+    pub subscribe: SubscribeConfig,
+    pub store: StoreKind,
+    pub kafka: KafkaConfig,
+    pub topics: TopicsConfig,
+    pub memory: MemoryConfig,
+    pub null: NullConfig,
+    pub drain: DrainConfig,
+    pub log: LogConfig,
+    pub test: TestConfig,
+}
+
+/// What the host decides where the operator did not.
+#[derive(Clone, Debug)]
+pub struct Host {
+    pub name: String,
+    pub pid: u32,
+    /// Cpus the process may use; never empty.
+    pub cpus: Vec<usize>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GatewayConfig {
+    /// `gateway.id`: unique among gateways; default `<hostname>-<pid>`.
+    pub id: String,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ShardConfig {
+    /// `shard.count`: executors, at least one (written `0`: one for each of `cpus`).
+    pub count: usize,
+    /// `shard.pin`: bind each executor to a cpu.
+    pub pin: bool,
+    /// `shard.cpus`: the cpus to use, at least one, sorted (written empty: those the process may use). Shard n takes the cpu
+    /// at n modulo their number.
+    pub cpus: Vec<usize>,
+    /// `shard.kicker_ms`: period of the kicker thread; 0 switches it off (tests only).
+    pub kicker_ms: u64,
+    /// `shard.stall_ms`: a core whose tick does not advance for so long is counted and logged.
+    pub stall_ms: u64,
+    /// `shard.preempt_us`: glommio's preempt timer.
+    pub preempt_us: u64,
+}
+
+/// Limits of the wire (`http.*`).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HttpConfig {
+    /// `http.connections_max` per shard; over it a connection is answered 503 and closed.
+    pub connections_max: usize,
+    pub head_bytes_max: usize,
+    pub target_bytes_max: usize,
+    /// `http.head_timeout_ms` (10 s): a head that is not complete by then: 408.
+    pub head_timeout: Duration,
+    /// `http.body_timeout_ms` (30 s): a body that is not complete by then: 408.
+    pub body_timeout: Duration,
+    /// `http.idle_timeout_ms` (60 s): a connection without a request closes.
+    pub idle_timeout: Duration,
+    /// `http.write_timeout_ms` (30 s): an answer the client does not take closes the connection.
+    pub write_timeout: Duration,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PublishConfig {
+    /// `pub.deadline_ms` (5,000): no publish waits longer.
+    pub deadline: Duration,
+    /// `pub.message_bytes_max`.
+    pub message_bytes_max: usize,
+    /// `pub.inflight_max` per shard; over it: 429.
+    pub inflight_max: usize,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SubscribeConfig {
+    /// `sub.commit_interval_ms` (100).
+    pub commit_interval: Duration,
+    /// `sub.leases_max` per partition; over it the partition waits for the first unacknowledged message.
+    pub leases_max: usize,
+    /// `sub.groups_max` per gateway (1,000), shared equally by the shards; over it: 429.
+    pub groups_max: usize,
+    /// `sub.group_idle_s` (60): a group without clients leaves after so long.
+    pub group_idle: Duration,
+    /// `sub.waiters_max` concurrent fetches per group on one shard; over it: 429.
+    pub waiters_max: usize,
+    /// `sub.batch_bytes_max`: an answer stops filling here.
+    pub batch_bytes_max: usize,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct KafkaConfig {
+    /// `kafka.brokers`: `host:port,..`.
+    pub brokers: String,
+    /// `kafka.linger_us`: producer linger in microseconds (librdkafka takes fractions of ms).
+    pub linger_us: u64,
+    /// `kafka.batch_bytes_max`: `batch.size`.
+    pub batch_bytes_max: usize,
+    /// `kafka.queue_messages_max`, per producer.
+    pub queue_messages_max: usize,
+    /// `kafka.queue_bytes_max`, per producer.
+    pub queue_bytes_max: usize,
+    /// `kafka.compression`: `none|gzip|snappy|lz4|zstd`.
+    pub compression: String,
+    /// `kafka.fetch_queue_kbytes`: `queued.max.messages.kbytes` of each consumer.
+    pub fetch_queue_kbytes: usize,
+    /// `kafka.session_timeout_ms` (6,000).
+    pub session_timeout: Duration,
+    /// `kafka.metadata_interval_s`: how often the topic snapshot and consumers' metadata are refreshed (30).
+    pub metadata_interval: Duration,
+    /// `kafka.admin_timeout_ms`: metadata, create topic, watermarks (5,000).
+    pub admin_timeout: Duration,
+    /// `kafka.options`: further librdkafka options, `name=value`, applied last to producers and consumers.
+    pub options: Vec<(String, String)>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TopicsConfig {
+    /// `topics.auto_create` (false; always true for memory and null).
+    pub auto_create: bool,
+    /// `topics.partitions` (4).
+    pub partitions: i32,
+    /// `topics.replicas` (1).
+    pub replicas: i32,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MemoryConfig {
+    /// `memory.bytes_max` over all topics; a partition over its share drops its oldest records.
+    pub bytes_max: usize,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NullConfig {
+    /// `null.delay_us`: how long a dry-run produce takes.
+    pub delay: Duration,
+    /// `null.error_ppm`: dry-run produces that fail, per million.
+    pub error_ppm: u32,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DrainConfig {
+    /// `drain.notice_s` (5; 0 allowed).
+    pub notice: Duration,
+    /// `drain.timeout_s` (20).
+    pub timeout: Duration,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LogConfig {
+    /// `log.level`: `error|warn|info|debug|trace` or a tracing filter; changed by SIGHUP.
+    pub level: String,
+    /// `log.format`: `text|json`.
+    pub json: bool,
+    /// `log.file`: empty = stderr.
+    pub file: Option<PathBuf>,
+}
+
+/// Switches that break a promise on purpose, so that tests can be seen red. Named at start when on.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct TestConfig {
+    /// `test.answer_before_report`: 201 without waiting for the delivery report.
+    pub answer_before_report: bool,
+}
+
+// === impl Host ===
+
+impl Host {
+    pub fn this() -> Self {
+        let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let name = if name.trim().is_empty() { "kateway".to_owned() } else { name.trim().to_owned() };
+        Self { name, pid: std::process::id(), cpus: cpus::usable() }
+    }
+}
+
+// === impl Config ===
+
+impl Config {
+    /// Gives written values, free of errors, their meaning on `host`.
+    pub fn resolve(written: &Written, host: &Host) -> Result<Self, Vec<ConfigError>> {
+        let (data_listeners, man_listener) = listeners(written);
+        Ok(Self {
+            gateway: GatewayConfig::resolve(written, host),
+            shard: ShardConfig::resolve(written, host).map_err(|error| vec![error])?,
+            data_listeners,
+            man_listener,
+            http: HttpConfig::resolve(written),
+            publish: PublishConfig::resolve(written),
+            subscribe: SubscribeConfig::resolve(written),
+            store: match written.text("store.kind") {
+                "memory" => StoreKind::Memory,
+                "null" => StoreKind::Null,
+                _ => StoreKind::Kafka,
+            },
+            kafka: KafkaConfig::resolve(written),
+            topics: TopicsConfig::resolve(written),
+            memory: MemoryConfig { bytes_max: size(written, "memory.bytes_max") },
+            null: NullConfig {
+                delay: Duration::from_micros(written.int("null.delay_us")),
+                error_ppm: number(written, "null.error_ppm"),
+            },
+            drain: DrainConfig {
+                notice: Duration::from_secs(written.int("drain.notice_s")),
+                timeout: Duration::from_secs(written.int("drain.timeout_s")),
+            },
+            log: LogConfig {
+                level: written.text("log.level").to_owned(),
+                json: written.text("log.format") == "json",
+                file: Some(written.text("log.file")).filter(|file| !file.is_empty()).map(PathBuf::from),
+            },
+            test: TestConfig { answer_before_report: written.bool("test.answer_before_report") },
+        })
+    }
+}
+
+// === impl of the parts ===
+
+impl GatewayConfig {
+    fn resolve(written: &Written, host: &Host) -> Self {
+        let id = match written.text("gateway.id") {
+            "" => format!("{}-{}", host.name, host.pid),
+            id => id.to_owned(),
+        };
+        Self { id }
+    }
+}
+
+impl ShardConfig {
+    fn resolve(written: &Written, host: &Host) -> Result<Self, ConfigError> {
+        let wanted = cpus::parse(written.text("shard.cpus")).expect("the table lets only lists of cpus pass");
+        let cpus = if wanted.is_empty() { host.cpus.clone() } else { wanted };
+        if cpus.iter().any(|cpu| !host.cpus.contains(cpu)) {
+            let expected = format!("cpus this process may use, which are {}", cpus::render(&host.cpus));
+            return Err(check::error(written, "shard.cpus", expected));
+        }
+        let count = match size(written, "shard.count") {
+            0 => cpus.len(),
+            count => count,
+        };
+        Ok(Self {
+            count,
+            pin: written.bool("shard.pin"),
+            cpus,
+            kicker_ms: written.int("shard.kicker_ms"),
+            stall_ms: written.int("shard.stall_ms"),
+            preempt_us: written.int("shard.preempt_us"),
+        })
+    }
+}
+
+impl HttpConfig {
+    fn resolve(written: &Written) -> Self {
+        Self {
+            connections_max: size(written, "http.connections_max"),
+            head_bytes_max: size(written, "http.head_bytes_max"),
+            target_bytes_max: size(written, "http.target_bytes_max"),
+            head_timeout: millis(written, "http.head_timeout_ms"),
+            body_timeout: millis(written, "http.body_timeout_ms"),
+            idle_timeout: millis(written, "http.idle_timeout_ms"),
+            write_timeout: millis(written, "http.write_timeout_ms"),
+        }
+    }
+}
+
+impl PublishConfig {
+    fn resolve(written: &Written) -> Self {
+        Self {
+            deadline: millis(written, "pub.deadline_ms"),
+            message_bytes_max: size(written, "pub.message_bytes_max"),
+            inflight_max: size(written, "pub.inflight_max"),
+        }
+    }
+}
+
+impl SubscribeConfig {
+    fn resolve(written: &Written) -> Self {
+        Self {
+            commit_interval: millis(written, "sub.commit_interval_ms"),
+            leases_max: size(written, "sub.leases_max"),
+            groups_max: size(written, "sub.groups_max"),
+            group_idle: Duration::from_secs(written.int("sub.group_idle_s")),
+            waiters_max: size(written, "sub.waiters_max"),
+            batch_bytes_max: size(written, "sub.batch_bytes_max"),
+        }
+    }
+}
+
+impl KafkaConfig {
+    fn resolve(written: &Written) -> Self {
+        let option = |text: &String| {
+            let (name, value) = text.split_once('=').expect("the table lets only name=value pass");
+            (name.trim().to_owned(), value.trim().to_owned())
+        };
+        Self {
+            brokers: written.list("kafka.brokers").join(","),
+            linger_us: written.int("kafka.linger_us"),
+            batch_bytes_max: size(written, "kafka.batch_bytes_max"),
+            queue_messages_max: size(written, "kafka.queue_messages_max"),
+            queue_bytes_max: size(written, "kafka.queue_bytes_max"),
+            compression: written.text("kafka.compression").to_owned(),
+            fetch_queue_kbytes: size(written, "kafka.fetch_queue_kbytes"),
+            session_timeout: millis(written, "kafka.session_timeout_ms"),
+            metadata_interval: Duration::from_secs(written.int("kafka.metadata_interval_s")),
+            admin_timeout: millis(written, "kafka.admin_timeout_ms"),
+            options: written.list("kafka.options").iter().map(option).collect(),
+        }
+    }
+}
+
+impl TopicsConfig {
+    fn resolve(written: &Written) -> Self {
+        let store_makes_topics = written.text("store.kind") != "kafka";
+        Self {
+            auto_create: store_makes_topics || written.bool("topics.auto_create"),
+            partitions: number(written, "topics.partitions"),
+            replicas: number(written, "topics.replicas"),
+        }
+    }
+}
+
+/// Merges roles with the same address into one listener; port 0 means another port each time and is never merged.
+fn listeners(written: &Written) -> (Vec<ListenerConfig>, Option<ListenerConfig>) {
+    let addr = |path: &str| written.text(path).parse::<SocketAddr>().ok();
+    let mut data: Vec<ListenerConfig> = Vec::new();
+    let data_roles = [
+        ("pub.addr", Roles { publish: true, ..Roles::default() }),
+        ("sub.addr", Roles { subscribe: true, ..Roles::default() }),
+    ];
+    for (path, roles) in data_roles {
+        let Some(addr) = addr(path) else { continue };
+        match data.iter_mut().find(|listener| listener.addr == addr && addr.port() != 0) {
+            Some(shared) => shared.roles = shared.roles.and(roles),
+            None => data.push(ListenerConfig { addr, roles }),
+        }
+    }
+    let manage = Roles { manage: true, ..Roles::default() };
+    let Some(addr) = addr("man.addr") else { return (data, None) };
+    match data.iter_mut().find(|listener| listener.addr == addr && addr.port() != 0) {
+        Some(shared) => {
+            shared.roles = shared.roles.and(manage);
+            (data, None)
+        }
+        None => (data, Some(ListenerConfig { addr, roles: manage })),
+    }
+}
+
+// === impl Roles ===
+
+impl Roles {
+    /// The roles of both.
+    fn and(self, other: Self) -> Self {
+        Self {
+            publish: self.publish || other.publish,
+            subscribe: self.subscribe || other.subscribe,
+            manage: self.manage || other.manage,
+        }
+    }
+}
+
+fn millis(written: &Written, path: &str) -> Duration {
+    Duration::from_millis(written.int(path))
+}
+
+fn size(written: &Written, path: &str) -> usize {
+    number(written, path)
+}
+
+/// A number that fits its type by the table's bounds.
+fn number<T: TryFrom<u64>>(written: &Written, path: &str) -> T {
+    T::try_from(written.int(path)).unwrap_or_else(|_| unreachable!("the table bounds {path} by what its type holds"))
+}

@@ -1,0 +1,303 @@
+//! Tests of the whole: sources in, configuration or errors out.
+
+use std::{io::Write as _, path::PathBuf, time::Duration};
+
+use super::{
+    error::{Origin, Problem},
+    keys::{Kind, Preset},
+    table::{KEYS, SHORT_FLAGS, find},
+    *,
+};
+
+fn host() -> Host {
+    Host { name: "h".to_owned(), pid: 7, cpus: vec![0, 1, 2, 3] }
+}
+
+fn pairs(list: &[(&str, &str)]) -> Vec<(String, String)> {
+    list.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}
+
+fn flags(list: &[(&str, &str)]) -> Sources {
+    Sources { flags: pairs(list), ..Sources::default() }
+}
+
+fn memory(list: &[(&str, &str)]) -> Config {
+    let mut sources = flags(&[("store", "memory")]);
+    sources.flags.extend(pairs(list));
+    resolve(&sources).expect("the configuration is valid")
+}
+
+fn resolve(sources: &Sources) -> Result<Config, Vec<ConfigError>> {
+    Settings::read(sources)?.resolve(&host())
+}
+
+fn errors(sources: &Sources) -> Vec<String> {
+    resolve(sources).expect_err("the configuration is in error").iter().map(ToString::to_string).collect()
+}
+
+/// A file that goes away with the test.
+struct File(PathBuf);
+
+impl File {
+    fn new(name: &str, text: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("kateway-config-{}-{name}.toml", std::process::id()));
+        let mut file = std::fs::File::create(&path).expect("a temporary file can be made");
+        file.write_all(text.as_bytes()).expect("a temporary file can be written");
+        Self(path)
+    }
+
+    fn sources(&self) -> Sources {
+        Sources { file: Some(self.0.clone()), ..Sources::default() }
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+#[test]
+fn defaults_are_those_of_the_contract() {
+    let config = memory(&[]);
+    assert_eq!(config.publish.deadline, Duration::from_secs(5));
+    assert_eq!(config.subscribe.commit_interval, Duration::from_millis(100));
+    assert_eq!(config.subscribe.leases_max, 10_000);
+    assert_eq!(config.drain, DrainConfig { notice: Duration::from_secs(5), timeout: Duration::from_secs(20) });
+    assert_eq!((config.shard.count, config.shard.cpus.as_slice()), (4, [0, 1, 2, 3].as_slice()));
+    assert_eq!(config.gateway.id, "h-7");
+    assert_eq!(config.man_listener.map(|man| man.addr.to_string()).as_deref(), Some("127.0.0.1:9193"));
+    let ports: Vec<u16> = config.data_listeners.iter().map(|listener| listener.addr.port()).collect();
+    assert_eq!(ports, [9191, 9192]);
+    assert!(config.topics.auto_create, "the embedded store makes topics");
+}
+
+#[test]
+fn the_command_line_wins_over_variables_over_the_file() {
+    let file = File::new("precedence", "[pub]\ndeadline_ms = 2_000\ninflight_max = 1\n[topics]\npartitions = 9\n");
+    let sources = Sources {
+        env: pairs(&[("KATEWAY_PUB__DEADLINE_MS", "3000"), ("KATEWAY_PUB__INFLIGHT_MAX", "2"), ("PATH", "/bin")]),
+        flags: pairs(&[("pub.deadline_ms", "3500"), ("store", "null"), ("pub.deadline_ms", "4000")]),
+        ..file.sources()
+    };
+    let config = resolve(&sources).expect("the configuration is valid");
+    assert_eq!(config.publish.deadline, Duration::from_secs(4), "the last flag wins");
+    assert_eq!((config.publish.inflight_max, config.topics.partitions), (2, 9));
+}
+
+#[test]
+fn all_errors_are_told_at_once_each_with_its_place() {
+    let text = "[pub]\ndeadline_ms = 12\ninflight = 3\n[drain]\nnotice_s = 30\n[shard]\npin = \"yes\"\nkicker_ms = -1\n[log]\nlevel = 7\n";
+    let file = File::new("errors", text);
+    let name = file.0.display();
+    let sources = Sources {
+        env: pairs(&[("KATEWAY_HTTP__HEAD_BYTES", "1")]),
+        flags: pairs(&[("brokers", "x")]),
+        ..file.sources()
+    };
+    let expected = [
+        format!("drain.notice_s = 30 ({name}:5): expected less than drain.timeout_s, which is 20"),
+        "kafka.brokers = x (command line): expected a list, each item `HOST:PORT` of a broker".to_owned(),
+        format!(
+            "log.level = 7 ({name}:10): expected `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,kateway::kafka=debug`"
+        ),
+        "KATEWAY_HTTP__HEAD_BYTES: there is no such key; did you mean `KATEWAY_HTTP__HEAD_BYTES_MAX`?".to_owned(),
+        format!("pub.deadline_ms = 12 ({name}:2): expected a whole number from 1500 to 600000"),
+        format!("pub.inflight ({name}:3): there is no such key; did you mean `pub.inflight_max`?"),
+        format!("shard.kicker_ms = -1 ({name}:8): expected a whole number from 0 to 1000"),
+        format!("shard.pin = \"yes\" ({name}:7): expected true or false"),
+    ];
+    let mut found = errors(&sources);
+    found.sort_by_key(|error| error.to_lowercase());
+    let mut expected = expected.to_vec();
+    expected.sort_by_key(|error| error.to_lowercase());
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn a_file_that_is_missing_or_broken_is_one_error() {
+    let sources = Sources { file: Some("/nonexistent/kateway.toml".into()), ..Sources::default() };
+    let found = errors(&sources);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].starts_with("/nonexistent/kateway.toml: cannot be read: "), "{found:?}");
+
+    let file = File::new("broken", "[pub]\naddr = \n");
+    let found = errors(&file.sources());
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].contains(".toml:2: is not TOML: "), "{found:?}");
+}
+
+#[test]
+fn shapes_that_are_no_sections_are_refused() {
+    let file =
+        File::new("shapes", "pub = 3\ndeadline_ms = 1\n[publish]\n[sub.addr]\nport = 1\n[kafka]\nbrokers = [1]\n");
+    let found = errors(&file.sources());
+    for start in ["pub = 3 (", "deadline_ms (", "publish (", "sub.addr = ", "kafka.brokers = [1] ("] {
+        assert!(found.iter().any(|error| error.starts_with(start)), "{start}: {found:#?}");
+    }
+    assert_eq!(found.len(), 5, "{found:#?}");
+}
+
+#[test]
+fn relations_are_held() {
+    let cases: &[(&[(&str, &str)], &str)] = &[
+        (&[("store", "kafka")], "kafka.brokers"),
+        (&[("drain.notice_s", "20")], "drain.notice_s"),
+        (&[("http.target_bytes_max", "1024"), ("http.head_bytes_max", "1024")], "http.target_bytes_max"),
+        (&[("sub.batch_bytes_max", "1000")], "sub.batch_bytes_max"),
+        (&[("pub.deadline_ms", "1500"), ("kafka.linger_us", "500000")], "kafka.linger_us"),
+        (&[("kafka.batch_bytes_max", "2000000"), ("kafka.queue_bytes_max", "1048576")], "kafka.queue_bytes_max"),
+        (&[("shard.kicker_ms", "600")], "shard.kicker_ms"),
+        (&[("pub", ""), ("sub", "")], "pub.addr"),
+        (&[("pub", "0.0.0.0:9192")], "sub.addr"),
+        (&[("man", "[::]:9191")], "man.addr"),
+        (&[("shard.cpus", "0-4")], "shard.cpus"),
+    ];
+    for (list, path) in cases {
+        let mut sources = flags(&[("store", "memory")]);
+        sources.flags.extend(pairs(list));
+        let errors = resolve(&sources).expect_err("the relation is broken");
+        assert_eq!(errors.iter().map(|error| error.path.as_str()).collect::<Vec<_>>(), [*path], "{list:?}");
+    }
+}
+
+#[test]
+fn what_is_not_built_is_refused_and_never_shown() {
+    for (path, value) in [
+        ("handoff.dir", "/d"),
+        ("zookeeper.servers", "z:2181"),
+        ("gateway.peer_secret", "s3cret"),
+        ("tenancy.mode", "file"),
+    ] {
+        let errors = resolve(&flags(&[("store", "memory"), (path, value)])).expect_err("it is not built");
+        assert_eq!((errors.len(), &errors[0].problem), (1, &Problem::NotBuilt), "{path}");
+        assert!(!errors[0].to_string().contains("s3cret"));
+    }
+    assert!(resolve(&flags(&[("store", "memory"), ("tenancy.mode", "open")])).is_ok());
+}
+
+#[test]
+fn listeners_with_the_same_address_are_one() {
+    let roles = |publish, subscribe, manage| Roles { publish, subscribe, manage };
+    let one = memory(&[("pub", "127.0.0.1:80"), ("sub", "127.0.0.1:80"), ("man", "127.0.0.1:80")]);
+    assert_eq!(
+        one.data_listeners,
+        [ListenerConfig { addr: ([127, 0, 0, 1], 80).into(), roles: roles(true, true, true) }]
+    );
+    assert_eq!(one.man_listener, None);
+
+    let free = memory(&[("pub", "127.0.0.1:0"), ("sub", "127.0.0.1:0"), ("man", "127.0.0.1:0")]);
+    let found: Vec<Roles> =
+        free.data_listeners.iter().chain(&free.man_listener).map(|listener| listener.roles).collect();
+    assert_eq!(found, [roles(true, false, false), roles(false, true, false), roles(false, false, true)]);
+
+    let only_pub = memory(&[("sub", ""), ("man", "")]);
+    assert_eq!((only_pub.data_listeners.len(), only_pub.man_listener), (1, None));
+}
+
+#[test]
+fn variables_that_are_not_ours_are_passed_over_and_slips_are_not() {
+    let with = |name: &str| Sources { env: pairs(&[(name, "1")]), ..flags(&[("store", "memory")]) };
+    for foreign in ["KATEWAY_BIN", "KATEWAY_PORT_9191_TCP", "KATEWAY_SERVICE_HOST", "HOME"] {
+        assert!(resolve(&with(foreign)).is_ok(), "{foreign}");
+    }
+    for slip in ["KATEWAY_PUB_DEADLINE_MS", "KATEWAY_PUB__DEADLINE", "KATEWAY_NO__SUCH"] {
+        let errors = resolve(&with(slip)).expect_err("it looks like a key");
+        assert_eq!(errors[0].path, slip);
+    }
+}
+
+#[test]
+fn every_short_flag_works() {
+    for (flag, value) in [
+        ("store", "null"),
+        ("brokers", "b:1"),
+        ("pub", "[::1]:1"),
+        ("sub", ""),
+        ("man", "127.0.0.1:0"),
+        ("shards", "8"),
+    ] {
+        assert!(SHORT_FLAGS.iter().any(|(short, _)| *short == flag));
+        assert!(memory(&[(flag, value)]) != memory(&[]), "--{flag} changes nothing");
+    }
+}
+
+/// A value that is valid and not the default, for any key.
+fn another_value(path: &str, kind: &Kind, default: Preset) -> String {
+    match (kind, default) {
+        (Kind::Bool, Preset::Bool(on)) => (!on).to_string(),
+        (Kind::Int { min, max }, Preset::Int(n)) => if n < *max { n + 1 } else { (n - 1).max(*min) }.to_string(),
+        (Kind::Choice(of), Preset::Text(default)) => {
+            (*of.iter().find(|choice| **choice != default).expect("two")).to_owned()
+        }
+        (Kind::List(_), _) if path == "kafka.options" => "socket.nagle.disable=true".to_owned(),
+        (Kind::List(_), _) => "broker:9092".to_owned(),
+        (Kind::Text(_), _) if find(path).is_some_and(|key| key.name() == "addr") => "127.0.0.2:1".to_owned(),
+        (Kind::Text(_), _) if path == "shard.cpus" => "2".to_owned(),
+        (Kind::Text(_), _) => "debug".to_owned(),
+        (kind, default) => unreachable!("{path}: a default {default:?} for {kind:?}"),
+    }
+}
+
+/// No key is read and then forgotten: each changes what the gateway is told.
+#[test]
+fn every_key_that_is_built_changes_the_configuration() {
+    let base = [
+        ("kafka.brokers", "b:1"),
+        ("http.target_bytes_max", "1000"),
+        ("pub.message_bytes_max", "1000"),
+        ("drain.timeout_s", "30"),
+    ];
+    let before = resolve(&flags(&base)).expect("the base is valid");
+    for key in KEYS.iter().filter(|key| !matches!(key.kind, Kind::NotBuilt)) {
+        let value = another_value(key.path, &key.kind, key.default);
+        let mut sources = flags(&base);
+        sources.flags.extend(pairs(&[(key.path, &value)]));
+        let after = resolve(&sources).unwrap_or_else(|errors| panic!("{}={value}: {errors:?}", key.path));
+        assert!(before != after, "{}={value} changes nothing", key.path);
+    }
+}
+
+#[test]
+fn what_is_in_effect_reads_back_as_itself() {
+    let sources = Sources {
+        env: pairs(&[("KATEWAY_LOG__LEVEL", "info,kateway=\"x\"")]),
+        flags: pairs(&[
+            ("brokers", "a:1,b:2"),
+            ("log.file", "/tmp/a \"b\"\\c"),
+            ("log.level", "debug"),
+            ("shard.pin", "false"),
+        ]),
+        ..Sources::default()
+    };
+    let sources = Sources { env: Vec::new(), ..sources };
+    let text = effective_toml(&sources).expect("the configuration is valid");
+    assert!(text.contains("level = \"debug\" # command line\n"), "{text}");
+    let file = File::new("effective", &text);
+    assert_eq!(resolve(&file.sources()), resolve(&sources));
+}
+
+#[test]
+fn a_reload_takes_what_is_hot_and_names_the_rest() {
+    let old = Settings::read(&flags(&[("store", "memory")])).expect("valid");
+    let new =
+        Settings::read(&flags(&[("store", "memory"), ("log.level", "debug"), ("pub", "127.0.0.1:1")])).expect("valid");
+    let changes = old.changes(&new);
+    assert_eq!(changes, [Change { path: "pub.addr", hot: false }, Change { path: "log.level", hot: true }]);
+    let reloaded = old.reloaded(&new);
+    assert_eq!(old.changes(&reloaded), [Change { path: "log.level", hot: true }]);
+}
+
+#[test]
+fn set_arguments_are_split_at_the_first_equals_sign() {
+    assert_eq!(key_value("kafka.options=a=b"), Ok(("kafka.options".to_owned(), "a=b".to_owned())));
+    assert!(key_value("pub.addr").is_err());
+}
+
+#[test]
+fn origins_are_kept() {
+    let (written, errors) = model::read(&flags(&[("pub.addr", "127.0.0.1:1")]));
+    assert!(errors.is_empty());
+    assert_eq!(written.setting("pub.addr").origin, Origin::CommandLine);
+    assert_eq!(written.setting("sub.addr").origin, Origin::Default);
+}

@@ -1,0 +1,217 @@
+//! The control thread: serves management, waits for signals, leads the drain.
+//!
+//! ```text
+//!   SIGTERM > notice (readyz 503, every answer says close) > listeners closed, idle connections closed, long polls 204
+//!           > connections gone or time over > each core flushes, commits, leaves > exit 0
+//!   a second SIGTERM or SIGINT at any point > exit 3
+//! ```
+//!
+//! Control thread. It sees the cores only through frames and through the counters they publish.
+
+use std::{
+    io,
+    os::unix::net::UnixStream,
+    process,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures_channel::oneshot;
+use futures_lite::AsyncReadExt;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use super::log::Log;
+use crate::{
+    api::{
+        context::Context,
+        frame::{DrainPhase, Frame},
+    },
+    config::{Host, Roles, Settings, Sources},
+    mesh::{Kick, ShardId},
+    proto::date,
+    server::{Connections, listener::Listener, socket},
+};
+
+/// Exit code of a drain that a second signal cut short.
+pub const EXIT_CUT: i32 = 3;
+/// Kicks between two sweeps of the management connections.
+const SWEEP_TICKS: u64 = 20;
+/// How often the drain looks whether the connections are gone.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// Kept back of the drain time for the last steps of the cores.
+const FINISH_WITHIN: Duration = Duration::from_secs(4);
+
+/// What the control thread is made of.
+#[derive(Debug)]
+pub struct Control {
+    pub ctx: Rc<Context>,
+    pub man: Option<(socket2::Socket, Roles)>,
+    pub kick: Arc<Kick>,
+    pub signals: Signals,
+    pub log: Log,
+    pub sources: Sources,
+    pub settings: Settings,
+}
+
+/// Signals as byte streams; registered before anything is served.
+#[derive(Debug)]
+pub struct Signals {
+    terminate: UnixStream,
+    interrupt: UnixStream,
+    reload: UnixStream,
+}
+
+impl Signals {
+    pub fn register() -> io::Result<Self> {
+        let pipe = |signal| {
+            let (read, write) = UnixStream::pair()?;
+            signal_hook::low_level::pipe::register(signal, write)?;
+            Ok::<_, io::Error>(read)
+        };
+        Ok(Self { terminate: pipe(SIGTERM)?, interrupt: pipe(SIGINT)?, reload: pipe(SIGHUP)? })
+    }
+}
+
+/// Runs until the drain has ended.
+pub async fn run(control: Control) {
+    let Control { ctx, man, kick, signals, log, sources, settings } = control;
+    let connections = Rc::new(Connections::default());
+    if let Some((socket, roles)) = man
+        && let Some(listener) = Listener::new(socket, roles, Rc::clone(&ctx), Rc::clone(&connections))
+    {
+        glommio::spawn_local(listener.run()).detach();
+    }
+    glommio::spawn_local(tick(kick, connections)).detach();
+    glommio::spawn_local(reload(Rc::clone(&ctx), signals.reload, log, sources, settings)).detach();
+    let mut terminate = socket::into_unix_stream(signals.terminate);
+    let mut interrupt = socket::into_unix_stream(signals.interrupt);
+    wait_for_either(&mut terminate, &mut interrupt).await;
+    let again = glommio::spawn_local({
+        let ctx = Rc::clone(&ctx);
+        async move {
+            wait_for_either(&mut terminate, &mut interrupt).await;
+            cut(&ctx);
+        }
+    });
+    drain(&ctx).await;
+    again.cancel().await;
+}
+
+async fn wait_for_either(terminate: &mut glommio::net::UnixStream, interrupt: &mut glommio::net::UnixStream) {
+    let (mut first, mut second) = ([0_u8; 1], [0_u8; 1]);
+    // Signals arrive as single bytes; an error would mean that our own pipe broke, which ends the process as well.
+    let _ = futures_lite::future::or(terminate.read(&mut first), interrupt.read(&mut second)).await;
+}
+
+/// The pulse of the management connections.
+async fn tick(kick: Arc<Kick>, connections: Rc<Connections>) {
+    let mut ticks = 0_u64;
+    loop {
+        kick.due().await;
+        ticks += 1;
+        connections.clock.advance();
+        if ticks.is_multiple_of(SWEEP_TICKS) {
+            date::refresh();
+            connections.sweep();
+        }
+    }
+}
+
+fn broadcast(ctx: &Context, phase: DrainPhase) {
+    ctx.set_drain_phase(phase);
+    for shard in ctx.mesh.shard_ids() {
+        // Never refused: a core with a full inbox must hear of the drain all the same.
+        ctx.mesh.settle(shard, Frame::Drain(phase));
+    }
+}
+
+fn total(ctx: &Context, pick: impl Fn(&crate::metrics::Cells) -> u64) -> u64 {
+    ctx.all_metrics.iter().map(|metrics| pick(&metrics.cells)).sum()
+}
+
+async fn drain(ctx: &Rc<Context>) {
+    let config = ctx.config().drain.clone();
+    let deadline = Instant::now() + config.timeout;
+    tracing::info!(notice_s = config.notice.as_secs(), timeout_s = config.timeout.as_secs(), "draining");
+    broadcast(ctx, DrainPhase::Notice);
+    glommio::timer::sleep(config.notice).await;
+    broadcast(ctx, DrainPhase::Closing);
+    let open = |ctx: &Context| total(ctx, |c| c.connections.get());
+    while open(ctx) > 0 && Instant::now() + FINISH_WITHIN < deadline {
+        glommio::timer::sleep(LOOK_EVERY).await;
+    }
+    if open(ctx) > 0 {
+        tracing::warn!(connections = open(ctx), "the drain time is over; open connections are cut");
+    }
+    finish(ctx, deadline).await;
+}
+
+/// Tells every core to flush, commit and leave, and waits for them until the deadline.
+async fn finish(ctx: &Rc<Context>, deadline: Instant) {
+    let asked: Vec<(ShardId, oneshot::Receiver<u64>)> = ctx
+        .mesh
+        .shard_ids()
+        .map(|shard| {
+            let (answer, answered) = oneshot::channel();
+            ctx.mesh.settle(shard, Frame::Finish { answer });
+            (shard, answered)
+        })
+        .collect();
+    for (shard, answered) in asked {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let late = async {
+            glommio::timer::sleep(left).await;
+            None
+        };
+        match futures_lite::future::or(async { answered.await.ok() }, late).await {
+            Some(0) => {}
+            Some(unreported) => tracing::warn!(shard = shard.0, unreported, "records without a report at the end"),
+            None => tracing::warn!(shard = shard.0, "the core did not finish in time"),
+        }
+    }
+    tracing::info!("drained");
+}
+
+/// A second signal: end now, and say what was cut.
+fn cut(ctx: &Context) {
+    let connections = total(ctx, |c| c.connections.get());
+    let inflight = total(ctx, |c| c.inflight.get());
+    let queued = total(ctx, |c| c.producer_messages.get());
+    // Written by hand: the log's own thread may not get to it.
+    eprintln!("cut by a second signal: {connections} connections, {inflight} publishes in flight, {queued} records queued");
+    process::exit(EXIT_CUT);
+}
+
+/// Each SIGHUP reads the sources again; what is hot takes effect, what is not is named.
+async fn reload(ctx: Rc<Context>, pipe: UnixStream, log: Log, sources: Sources, mut settings: Settings) {
+    let mut pipe = socket::into_unix_stream(pipe);
+    let mut byte = [0_u8; 1];
+    while matches!(pipe.read(&mut byte).await, Ok(1)) {
+        match Settings::read(&sources) {
+            Ok(newer) => {
+                for change in settings.changes(&newer) {
+                    let effect = if change.hot { "in effect" } else { "with the next start" };
+                    tracing::info!(key = change.path, effect, "changed");
+                }
+                settings = settings.reloaded(&newer);
+                apply(&ctx, &log, &settings);
+            }
+            Err(errors) => {
+                for error in errors {
+                    tracing::error!(%error, "not reloaded");
+                }
+            }
+        }
+    }
+}
+
+fn apply(ctx: &Context, log: &Log, settings: &Settings) {
+    let Ok(config) = settings.resolve(&Host::this()) else { return };
+    log.set_level(&config.log.level);
+    ctx.config.replace(Rc::new(config.clone()));
+    let config = Arc::new(config);
+    for shard in ctx.mesh.shard_ids() {
+        ctx.mesh.settle(shard, Frame::Reload(Arc::clone(&config)));
+    }
+}

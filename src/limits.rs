@@ -1,0 +1,61 @@
+//! Every bound of the gateway, with its unit, in one place.
+//!
+//! A bound that an operator may change is a configuration key whose default stands here; a bound that only protects the code
+//! from itself is used from here directly. What happens at each limit is said beside it. This file knows nothing else of the
+//! gateway: it is at the bottom of the import order, with `error`.
+
+/// Request head (request line and fields); over it: 431.
+pub const HEAD_BYTES_MAX: usize = 4 * 1024;
+/// Request target; over it: 414.
+pub const TARGET_BYTES_MAX: usize = 2 * 1024;
+/// Fields in one head; over it: 431.
+pub const HEAD_FIELDS_MAX: usize = 96;
+/// One message; over it: 413.
+pub const MESSAGE_BYTES_MAX: usize = 512 * 1024;
+/// Partition key after percent-decoding; over it: 400.
+pub const KEY_BYTES_MAX: usize = 256;
+/// `X-Tag`; over it: 400.
+pub const TAG_BYTES_MAX: usize = 1024;
+/// Messages of one answer or one batch; over it: 400.
+pub const BATCH_MESSAGES_MAX: usize = 4_000;
+/// Bytes of one answer or one batch: an answer stops filling here, a batch request is 413.
+pub const BATCH_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Longest long poll; a larger `wait` is 400.
+pub const WAIT_S_MAX: u64 = 30;
+/// `appid`, `topic` and `group`; over it: 400.
+pub const NAME_BYTES_MAX: usize = 64;
+/// Kafka's own limit on a topic name.
+pub const KAFKA_TOPIC_BYTES_MAX: usize = 249;
+/// Echoed `X-Request-Id`; a longer one is replaced by one of ours.
+pub const REQUEST_ID_BYTES_MAX: usize = 128;
+
+/// Read buffer a connection starts with: a head and a 1 KiB message fit with one `recv`.
+pub const READ_BUFFER_BYTES: usize = 8 * 1024;
+/// Answer bytes gathered before the socket is written: one `send` for most answers.
+pub const WRITE_CHUNK_BYTES: usize = 64 * 1024;
+/// What is read and dropped of a refused body so that the refusal stays readable; then the connection closes.
+pub const REFUSED_BODY_BYTES_MAX: usize = 1024 * 1024;
+/// How long a refused body is read and dropped.
+pub const REFUSED_BODY_MS_MAX: u64 = 2_000;
+
+/// Items a loop handles before it yields the core (glommio polls sockets only between tasks).
+pub const LOOP_ITEMS_MAX: usize = 256;
+/// Frames waiting in one core's mesh inbox; over it the sender is refused and counts it.
+pub const MESH_FRAMES_MAX: usize = 8 * 1024;
+/// Jobs waiting for the offload pool; over it: 503.
+pub const OFFLOAD_JOBS_MAX: usize = 1024;
+/// Threads of the offload pool.
+pub const OFFLOAD_THREADS: usize = 4;
+
+/// Messages delivered but not yet part of the contiguous acknowledged run, per partition; over it the partition waits.
+pub const LEASES_MAX: usize = 10_000;
+/// Clients waiting on one group of one core; over it: 429.
+pub const GROUP_WAITERS_MAX: usize = 16 * 1024;
+/// Topics a core keeps handles for; over it: 503 for topics not yet used.
+pub const TOPICS_MAX: usize = 20_000;
+
+const _: () = assert!(READ_BUFFER_BYTES >= HEAD_BYTES_MAX + 1024);
+const _: () = assert!(TARGET_BYTES_MAX < HEAD_BYTES_MAX);
+const _: () = assert!(MESSAGE_BYTES_MAX <= BATCH_BYTES_MAX);
+const _: () = assert!(KEY_BYTES_MAX <= TARGET_BYTES_MAX);
+const _: () = assert!(LEASES_MAX >= BATCH_MESSAGES_MAX);

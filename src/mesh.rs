@@ -1,0 +1,143 @@
+//! The only way between cores: one bounded inbox per core, and a way to ring it.
+//!
+//! ```text
+//!   any thread --send--> [ inbox of core k, bounded ] --wake--> the one task of core k that empties it
+//!   answers travel back in a oneshot that was inside the frame
+//! ```
+//!
+//! Invariants: a full inbox refuses, and the refusal is counted for the core that was full; a frame of the second kind
+//! (`settle`) is never refused, because each one ends a read that was admitted before, so their number is bounded by the
+//! connections; nothing here takes a lock or waits. What a frame means is the API's business: this file only carries it.
+
+use std::{
+    future::poll_fn,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::Poll,
+};
+
+use atomic_waker::AtomicWaker;
+use crossbeam::{
+    queue::{ArrayQueue, SegQueue},
+    utils::CachePadded,
+};
+
+use crate::limits;
+
+/// Which core, counting from 0.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub struct ShardId(pub usize);
+
+#[derive(Debug)]
+struct Inbox<F> {
+    frames: ArrayQueue<F>,
+    settled: SegQueue<F>,
+    waker: AtomicWaker,
+    refused_total: AtomicU64,
+}
+
+/// Immutable, shared: the inboxes of all cores.
+#[derive(Debug)]
+pub struct Mesh<F> {
+    inboxes: Arc<[CachePadded<Inbox<F>>]>,
+}
+
+impl<F> Clone for Mesh<F> {
+    fn clone(&self) -> Self {
+        Self { inboxes: Arc::clone(&self.inboxes) }
+    }
+}
+
+impl<F> Mesh<F> {
+    pub fn new(shards: usize) -> Self {
+        let inbox = || Inbox {
+            frames: ArrayQueue::new(limits::MESH_FRAMES_MAX),
+            settled: SegQueue::new(),
+            waker: AtomicWaker::new(),
+            refused_total: AtomicU64::new(0),
+        };
+        Self { inboxes: (0..shards).map(|_| CachePadded::new(inbox())).collect() }
+    }
+
+    /// Number of cores.
+    pub fn shards(&self) -> usize {
+        self.inboxes.len()
+    }
+
+    pub fn shard_ids(&self) -> impl Iterator<Item = ShardId> + use<F> {
+        (0..self.inboxes.len()).map(ShardId)
+    }
+
+    /// The core a hash belongs to.
+    pub fn home(&self, hash: u64) -> ShardId {
+        ShardId(usize::try_from(hash % self.inboxes.len() as u64).unwrap_or(0))
+    }
+
+    /// Puts a frame into a core's inbox; a full one gives it back, counted.
+    pub fn send(&self, to: ShardId, frame: F) -> Result<(), F> {
+        let inbox = &self.inboxes[to.0];
+        let sent = inbox.frames.push(frame);
+        if sent.is_err() {
+            inbox.refused_total.fetch_add(1, Ordering::Relaxed);
+        } else {
+            inbox.waker.wake();
+        }
+        sent
+    }
+
+    /// Ends a read that was admitted before: never refused.
+    pub fn settle(&self, to: ShardId, frame: F) {
+        let inbox = &self.inboxes[to.0];
+        inbox.settled.push(frame);
+        inbox.waker.wake();
+    }
+
+    /// The next frame for core `me`. Called by one task of that core.
+    pub async fn receive(&self, me: ShardId) -> F {
+        let inbox = &self.inboxes[me.0];
+        poll_fn(|cx| {
+            inbox.waker.register(cx.waker());
+            match inbox.settled.pop().or_else(|| inbox.frames.pop()) {
+                Some(frame) => Poll::Ready(frame),
+                None => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    /// Frames refused by a core's full inbox since the start.
+    pub fn refused_total(&self, shard: ShardId) -> u64 {
+        self.inboxes[shard.0].refused_total.load(Ordering::Relaxed)
+    }
+
+    /// Frames waiting now.
+    pub fn waiting(&self, shard: ShardId) -> usize {
+        self.inboxes[shard.0].frames.len() + self.inboxes[shard.0].settled.len()
+    }
+}
+
+/// How the kicker thread drives a core's tick: a wake from outside ends a park that glommio 0.9 should not have begun. Shared.
+#[derive(Debug, Default)]
+pub struct Kick {
+    waker: AtomicWaker,
+    kicked: AtomicBool,
+}
+
+impl Kick {
+    /// From the kicker thread: one tick is due.
+    pub fn kick(&self) {
+        self.kicked.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+
+    /// Resolves once per kick (kicks that come while the core is busy count as one).
+    pub async fn due(&self) {
+        poll_fn(|cx| {
+            self.waker.register(cx.waker());
+            if self.kicked.swap(false, Ordering::Acquire) { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+}

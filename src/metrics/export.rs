@@ -1,0 +1,182 @@
+//! Prometheus families, built when a scrape asks (a `prometheus` Collector over the cores' cells).
+//!
+//! Series per core carry the label `shard`; label values are route and code names from fixed tables, never anything a client
+//! wrote.
+
+use std::sync::Arc;
+
+use prometheus::{
+    Encoder, TextEncoder,
+    core::{Collector, Desc},
+    proto,
+};
+
+use super::{
+    OUTCOMES_MAX, ROUTES_MAX, ShardMetrics,
+    histogram::{BOUNDS_US, Histogram, HistogramSnapshot},
+};
+
+/// A number that was asked for over the mesh at scrape time: name, help, labels, value.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    pub name: &'static str,
+    pub help: &'static str,
+    pub kind: &'static str,
+    pub labels: Vec<(&'static str, String)>,
+    pub value: f64,
+}
+
+/// One scrape: the cores' blocks and the names of the matrix's rows and columns.
+#[derive(Debug)]
+pub struct Scrape {
+    pub shards: Vec<Arc<ShardMetrics>>,
+    pub routes: &'static [&'static str],
+    /// Codes as label values, in the order of the matrix's columns.
+    pub outcomes: Vec<String>,
+    pub samples: Vec<Sample>,
+}
+
+impl Scrape {
+    /// The Prometheus text format, version 0.0.4.
+    pub fn text(self) -> Result<Vec<u8>, prometheus::Error> {
+        let registry = prometheus::Registry::new();
+        registry.register(Box::new(self))?;
+        let mut out = Vec::new();
+        TextEncoder::new().encode(&registry.gather(), &mut out)?;
+        Ok(out)
+    }
+}
+
+fn label(name: &str, value: &str) -> proto::LabelPair {
+    let mut pair = proto::LabelPair::default();
+    pair.set_name(name.to_owned());
+    pair.set_value(value.to_owned());
+    pair
+}
+
+fn metric(kind: &str, value: f64, labels: Vec<proto::LabelPair>) -> proto::Metric {
+    let mut metric = proto::Metric::default();
+    if kind == "counter" {
+        let mut counter = proto::Counter::default();
+        counter.set_value(value);
+        metric.set_counter(counter);
+    } else {
+        let mut gauge = proto::Gauge::default();
+        gauge.set_value(value);
+        metric.set_gauge(gauge);
+    }
+    metric.set_label(labels);
+    metric
+}
+
+fn family(name: &str, help: &str, kind: &str) -> proto::MetricFamily {
+    let mut family = proto::MetricFamily::default();
+    family.set_name(name.to_owned());
+    family.set_help(help.trim().to_owned());
+    family.set_field_type(match kind {
+        "counter" => proto::MetricType::COUNTER,
+        "histogram" => proto::MetricType::HISTOGRAM,
+        _ => proto::MetricType::GAUGE,
+    });
+    family
+}
+
+#[allow(clippy::cast_precision_loss)] // Prometheus values are floats.
+fn float(value: u64) -> f64 {
+    value as f64
+}
+
+impl Scrape {
+    fn cells(&self) -> Vec<proto::MetricFamily> {
+        let mut families: Vec<proto::MetricFamily> = Vec::new();
+        for (shard, metrics) in self.shards.iter().enumerate() {
+            let mut list = metrics.cells.list();
+            list.push((
+                "counter",
+                "kateway_shard_stalls_total",
+                "Times the core was found stalled.",
+                metrics.stalls.get(),
+            ));
+            for (i, (kind, name, help, value)) in list.into_iter().enumerate() {
+                if families.len() == i {
+                    families.push(family(name, help, kind));
+                }
+                let labels = vec![label("shard", &shard.to_string())];
+                families[i].mut_metric().push(metric(kind, float(value), labels));
+            }
+        }
+        families
+    }
+
+    fn requests(&self) -> proto::MetricFamily {
+        let mut family = family("kateway_requests_total", "Requests answered, by route and code.", "counter");
+        for (route, name) in self.routes.iter().enumerate().take(ROUTES_MAX) {
+            for (outcome, code) in self.outcomes.iter().enumerate().take(OUTCOMES_MAX) {
+                let total: u64 = self.shards.iter().map(|s| s.requests(route, outcome)).sum();
+                if total > 0 {
+                    let labels = vec![label("code", code), label("route", name)];
+                    family.mut_metric().push(metric("counter", float(total), labels));
+                }
+            }
+        }
+        family
+    }
+
+    fn histogram(&self, name: &str, help: &str, pick: impl Fn(&ShardMetrics) -> &Histogram) -> proto::MetricFamily {
+        let mut snapshot = HistogramSnapshot::default();
+        for shard in &self.shards {
+            pick(shard).add_to(&mut snapshot);
+        }
+        let mut histogram = proto::Histogram::default();
+        let mut cumulative = 0;
+        let bounds = BOUNDS_US.iter().map(|us| float(*us) / 1e6).chain([f64::INFINITY]);
+        let buckets = bounds.zip(&snapshot.buckets).map(|(bound, count)| {
+            cumulative += count;
+            let mut bucket = proto::Bucket::default();
+            bucket.set_upper_bound(bound);
+            bucket.set_cumulative_count(cumulative);
+            bucket
+        });
+        histogram.set_bucket(buckets.collect());
+        histogram.set_sample_count(snapshot.count());
+        histogram.set_sample_sum(float(snapshot.sum_us) / 1e6);
+        let mut metric = proto::Metric::default();
+        metric.set_histogram(histogram);
+        let mut family = family(name, help, "histogram");
+        family.mut_metric().push(metric);
+        family
+    }
+
+    fn sampled(&self) -> Vec<proto::MetricFamily> {
+        let mut families: Vec<proto::MetricFamily> = Vec::new();
+        for sample in &self.samples {
+            let at = families.iter().position(|f| f.name() == sample.name).unwrap_or_else(|| {
+                families.push(family(sample.name, sample.help, sample.kind));
+                families.len() - 1
+            });
+            let labels = sample.labels.iter().map(|(name, value)| label(name, value)).collect();
+            families[at].mut_metric().push(metric(sample.kind, sample.value, labels));
+        }
+        families
+    }
+}
+
+impl Collector for Scrape {
+    fn desc(&self) -> Vec<&Desc> {
+        // Families are made at scrape time; an empty description list registers without a name check.
+        Vec::new()
+    }
+
+    fn collect(&self) -> Vec<proto::MetricFamily> {
+        let mut families = self.cells();
+        families.push(self.requests());
+        families.push(self.histogram("kateway_pub_duration_seconds", "Publish, head to answer.", |s| &s.pub_duration));
+        families.push(self.histogram("kateway_sub_duration_seconds", "Subscribe, waiting included.", |s| &s.sub_duration));
+        families.push(self.histogram("kateway_kafka_duration_seconds", "Hand-over to the delivery report.", |s| {
+            &s.kafka_duration
+        }));
+        families.extend(self.sampled());
+        families.retain(|f| !f.get_metric().is_empty());
+        families
+    }
+}

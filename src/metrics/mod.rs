@@ -1,0 +1,137 @@
+//! What is counted: one block of cells per core, written by that core alone, read by whoever asks.
+//!
+//! Invariant: a cell has one writer, so counting is a plain load and store; a reader on another thread sees a value that was
+//! true a moment ago. Nothing is added up in between: [`export`] does it when a scrape asks. This module knows no routes and no
+//! codes, only how many there are.
+
+pub mod export;
+pub mod histogram;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam::utils::CachePadded;
+
+pub use histogram::Histogram;
+
+/// Upper bounds of the request matrix; the API asserts that its tables fit.
+pub const ROUTES_MAX: usize = 32;
+pub const OUTCOMES_MAX: usize = 64;
+
+/// A cell with one writer.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    pub fn add(&self, n: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    }
+
+    pub fn sub(&self, n: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_sub(n), Ordering::Relaxed);
+    }
+
+    pub fn set(&self, n: u64) {
+        self.0.store(n, Ordering::Relaxed);
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+macro_rules! cells {
+    ($($(#[doc = $doc:literal])* $name:ident: $kind:literal $metric:literal,)+) => {
+        /// Per core: the cells that have no labels but the shard.
+        #[derive(Debug, Default)]
+        pub struct Cells {
+            $($(#[doc = $doc])* pub $name: Counter,)+
+        }
+
+        impl Cells {
+            /// Kind, metric name, help text and value of every cell.
+            pub fn list(&self) -> Vec<(&'static str, &'static str, &'static str, u64)> {
+                vec![$(($kind, $metric, concat!($($doc),*), self.$name.get())),+]
+            }
+        }
+    };
+}
+
+cells! {
+    /// Connections accepted.
+    accepted: "counter" "kateway_connections_accepted_total",
+    /// Connections open now.
+    connections: "gauge" "kateway_connections",
+    /// Connections refused because the core has as many as it takes.
+    connections_refused: "counter" "kateway_connections_refused_total",
+    /// Connections closed because a client let a deadline pass.
+    connections_expired: "counter" "kateway_connections_expired_total",
+    /// Requests whose bytes were not HTTP as it must be.
+    malformed: "counter" "kateway_requests_malformed_total",
+    /// Publishes in flight now.
+    inflight: "gauge" "kateway_pub_inflight",
+    /// Messages published (acknowledged or queued as asked).
+    pub_messages: "counter" "kateway_pub_messages_total",
+    /// Bytes of published messages.
+    pub_bytes: "counter" "kateway_pub_bytes_total",
+    /// Messages delivered to readers.
+    sub_messages: "counter" "kateway_sub_messages_total",
+    /// Bytes of delivered messages.
+    sub_bytes: "counter" "kateway_sub_bytes_total",
+    /// Messages passed over by tag filters.
+    sub_filtered: "counter" "kateway_sub_filtered_total",
+    /// Answers whose client left before it had them; their messages were given back.
+    sub_given_back: "counter" "kateway_sub_given_back_total",
+    /// Reads answered by another core over the mesh.
+    sub_forwarded: "counter" "kateway_sub_forwarded_total",
+    /// Messages waiting in this core's producers.
+    producer_messages: "gauge" "kateway_producer_queue_messages",
+    /// Bytes waiting in this core's producers.
+    producer_bytes: "gauge" "kateway_producer_queue_bytes",
+    /// Times the topic snapshot was refreshed.
+    topic_refreshes: "counter" "kateway_topic_refreshes_total",
+    /// Microseconds this core's executor was busy.
+    busy_us: "counter" "kateway_shard_busy_microseconds_total",
+    /// Ticks of the core; it stands still when the core stalls.
+    ticks: "counter" "kateway_shard_ticks_total",
+    /// Tasks that panicked and were contained.
+    panics: "counter" "kateway_shard_panics_total",
+}
+
+/// Per core: everything one core counts. Shared with readers, written by its core alone (but `stalls`, written by the kicker).
+#[derive(Debug)]
+pub struct ShardMetrics {
+    pub cells: CachePadded<Cells>,
+    /// Times the kicker found the core stalled.
+    pub stalls: CachePadded<Counter>,
+    requests: Box<[[Counter; OUTCOMES_MAX]; ROUTES_MAX]>,
+    /// From the head to the end of the answer, publish.
+    pub pub_duration: Histogram,
+    /// From the head to the end of the answer, subscribe (waiting included).
+    pub sub_duration: Histogram,
+    /// From the hand-over to librdkafka to the report.
+    pub kafka_duration: Histogram,
+}
+
+impl Default for ShardMetrics {
+    fn default() -> Self {
+        Self {
+            cells: CachePadded::default(),
+            stalls: CachePadded::default(),
+            requests: Box::new(std::array::from_fn(|_| std::array::from_fn(|_| Counter::default()))),
+            pub_duration: Histogram::default(),
+            sub_duration: Histogram::default(),
+            kafka_duration: Histogram::default(),
+        }
+    }
+}
+
+impl ShardMetrics {
+    /// Counts one answered request.
+    pub fn count_request(&self, route: usize, outcome: usize) {
+        self.requests[route.min(ROUTES_MAX - 1)][outcome.min(OUTCOMES_MAX - 1)].add(1);
+    }
+
+    pub fn requests(&self, route: usize, outcome: usize) -> u64 {
+        self.requests[route.min(ROUTES_MAX - 1)][outcome.min(OUTCOMES_MAX - 1)].get()
+    }
+}

@@ -1,0 +1,264 @@
+//! A request head, borrowed from wherever its bytes are, and the strict reading of its framing.
+//!
+//! RFC 9112 with every doubt decided against the sender: whoever reads a length differently from us (a proxy in front) must
+//! never be possible. Shared by both protocols; HTTP/2 has no framing fields of its own to check.
+
+use smallvec::SmallVec;
+
+use crate::limits;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Method {
+    Get,
+    Head,
+    Post,
+    Put,
+    Delete,
+    Options,
+    Other,
+}
+
+impl Method {
+    pub fn parse(text: &[u8]) -> Self {
+        match text {
+            b"GET" => Self::Get,
+            b"HEAD" => Self::Head,
+            b"POST" => Self::Post,
+            b"PUT" => Self::Put,
+            b"DELETE" => Self::Delete,
+            b"OPTIONS" => Self::Options,
+            _ => Self::Other,
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Version {
+    Http10,
+    Http11,
+    Http2,
+}
+
+/// How long the body is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Framing {
+    /// `Content-Length`, or 0 without any framing field.
+    Length(u64),
+    Chunked,
+    /// HTTP/2: until END_STREAM; the length if announced.
+    Stream(Option<u64>),
+}
+
+/// Why a request cannot be read. Each becomes one problem and the connection closes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Malformed {
+    /// The head or body breaks the grammar.
+    Syntax(&'static str),
+    HeadTooLarge,
+    TargetTooLong,
+    HeadTimeout,
+    BodyTimeout,
+    BodyTooLarge,
+    /// An `Expect` we cannot meet.
+    Expectation,
+    /// The client left in the middle: nobody to answer.
+    Cut,
+}
+
+/// A field of the head.
+pub type Field<'a> = (&'a [u8], &'a [u8]);
+
+/// See the module text.
+#[derive(Debug)]
+pub struct Head<'a> {
+    pub method: Method,
+    pub version: Version,
+    pub path: &'a [u8],
+    pub query: Option<&'a [u8]>,
+    pub fields: SmallVec<[Field<'a>; 24]>,
+    pub framing: Framing,
+    /// The connection may carry another request after this one.
+    pub keep_alive: bool,
+    pub expects_continue: bool,
+}
+
+impl<'a> Head<'a> {
+    /// The first field of that name (lower-case).
+    pub fn field(&self, name: &str) -> Option<&'a [u8]> {
+        self.fields_named(name).next()
+    }
+
+    pub fn fields_named<'s>(&'s self, name: &'s str) -> impl Iterator<Item = &'a [u8]> + 's {
+        self.fields.iter().filter(move |(n, _)| n.eq_ignore_ascii_case(name.as_bytes())).map(|(_, value)| *value)
+    }
+}
+
+/// A parsed HTTP/1 head and how many bytes it took; `None` when more bytes are needed.
+pub fn parse_h1(bytes: &[u8], head_bytes_max: usize, target_bytes_max: usize) -> Result<Option<(Head<'_>, usize)>, Malformed> {
+    let mut slots = [const { std::mem::MaybeUninit::uninit() }; limits::HEAD_FIELDS_MAX];
+    let mut request = httparse::Request::new(&mut []);
+    let parsed = request.parse_with_uninit_headers(bytes, &mut slots);
+    let len = match parsed {
+        Ok(httparse::Status::Complete(len)) if len <= head_bytes_max => len,
+        Ok(httparse::Status::Complete(_)) => return Err(too_large(bytes, target_bytes_max)),
+        Ok(httparse::Status::Partial) if bytes.len() > head_bytes_max => return Err(too_large(bytes, target_bytes_max)),
+        Ok(httparse::Status::Partial) => return Ok(None),
+        Err(httparse::Error::TooManyHeaders) => return Err(Malformed::HeadTooLarge),
+        Err(error) => return Err(Malformed::Syntax(syntax_of(error))),
+    };
+    let head = &bytes[..len];
+    if memchr::memchr_iter(b'\n', head).any(|at| at == 0 || head[at - 1] != b'\r') {
+        return Err(Malformed::Syntax("a line ends in a bare LF"));
+    }
+    let target = request.path.unwrap_or_default().as_bytes();
+    if target.len() > target_bytes_max {
+        return Err(Malformed::TargetTooLong);
+    }
+    let (path, query) = split_target(target)?;
+    let mut head = Head {
+        method: Method::parse(request.method.unwrap_or_default().as_bytes()),
+        version: if request.version == Some(0) { Version::Http10 } else { Version::Http11 },
+        path,
+        query,
+        fields: request.headers.iter().map(|h| (h.name.as_bytes(), h.value)).collect(),
+        framing: Framing::Length(0),
+        keep_alive: request.version == Some(1),
+        expects_continue: false,
+    };
+    read_framing(&mut head)?;
+    Ok(Some((head, len)))
+}
+
+/// The long part decides the answer: a request line over the target's limit is 414, anything else 431.
+fn too_large(bytes: &[u8], target_bytes_max: usize) -> Malformed {
+    let line = memchr::memchr(b'\n', bytes).unwrap_or(bytes.len());
+    let target = bytes[..line].split(|b| *b == b' ').nth(1).map_or(0, <[u8]>::len);
+    if target > target_bytes_max { Malformed::TargetTooLong } else { Malformed::HeadTooLarge }
+}
+
+fn syntax_of(error: httparse::Error) -> &'static str {
+    match error {
+        httparse::Error::HeaderName => "a field name is not a token",
+        httparse::Error::HeaderValue => "a field value holds a forbidden byte",
+        httparse::Error::NewLine => "a line does not end in CRLF",
+        httparse::Error::Token => "the method is not a token",
+        httparse::Error::Version => "the version is not HTTP/1.0 or HTTP/1.1",
+        _ => "the head breaks the grammar of RFC 9112",
+    }
+}
+
+/// Origin form, or absolute form reduced to it (RFC 9112 section 3.2.2).
+pub fn split_target(target: &[u8]) -> Result<(&[u8], Option<&[u8]>), Malformed> {
+    let origin = if target.starts_with(b"/") {
+        target
+    } else if let Some(rest) = target.strip_prefix(b"http://").or_else(|| target.strip_prefix(b"https://")) {
+        memchr::memchr(b'/', rest).map_or(&b"/"[..], |at| &rest[at..])
+    } else {
+        return Err(Malformed::Syntax("the request target is not in origin form"));
+    };
+    if memchr::memchr(b'#', origin).is_some() {
+        return Err(Malformed::Syntax("the request target holds a fragment"));
+    }
+    Ok(memchr::memchr(b'?', origin).map_or((origin, None), |at| (&origin[..at], Some(&origin[at + 1..]))))
+}
+
+fn read_framing(head: &mut Head<'_>) -> Result<(), Malformed> {
+    let (mut length, mut hosts, mut chunked) = (None, 0, false);
+    for (name, value) in &head.fields {
+        match name.len() {
+            4 if name.eq_ignore_ascii_case(b"host") => hosts += 1,
+            6 if name.eq_ignore_ascii_case(b"expect") => {
+                if !value.eq_ignore_ascii_case(b"100-continue") {
+                    return Err(Malformed::Expectation);
+                }
+                head.expects_continue = head.version == Version::Http11;
+            }
+            10 if name.eq_ignore_ascii_case(b"connection") => {
+                for option in value.split(|b| *b == b',').map(<[u8]>::trim_ascii) {
+                    if option.eq_ignore_ascii_case(b"close") {
+                        head.keep_alive = false;
+                    } else if option.eq_ignore_ascii_case(b"keep-alive") && head.version == Version::Http10 {
+                        head.keep_alive = true;
+                    }
+                }
+            }
+            14 if name.eq_ignore_ascii_case(b"content-length") => {
+                if length.is_some() {
+                    return Err(Malformed::Syntax("Content-Length is repeated"));
+                }
+                length = Some(parse_length(value)?);
+            }
+            17 if name.eq_ignore_ascii_case(b"transfer-encoding") => {
+                if chunked || !value.eq_ignore_ascii_case(b"chunked") || head.version == Version::Http10 {
+                    return Err(Malformed::Syntax("Transfer-Encoding is not exactly chunked"));
+                }
+                chunked = true;
+            }
+            _ => {}
+        }
+    }
+    if hosts > 1 || (hosts == 0 && head.version == Version::Http11) {
+        return Err(Malformed::Syntax("exactly one Host field is required"));
+    }
+    head.framing = match (chunked, length) {
+        (true, Some(_)) => return Err(Malformed::Syntax("Content-Length stands beside Transfer-Encoding")),
+        (true, None) => Framing::Chunked,
+        (false, length) => Framing::Length(length.unwrap_or(0)),
+    };
+    Ok(())
+}
+
+/// Digits only: no sign, no white space inside, no list.
+pub fn parse_length(value: &[u8]) -> Result<u64, Malformed> {
+    let wrong = Malformed::Syntax("Content-Length is not a number");
+    if value.is_empty() || value.len() > 18 || !value.iter().all(u8::is_ascii_digit) {
+        return Err(wrong);
+    }
+    Ok(value.iter().fold(0, |n, digit| n * 10 + u64::from(digit - b'0')))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Framing, Malformed> {
+        let parsed = parse_h1(text.as_bytes(), limits::HEAD_BYTES_MAX, limits::TARGET_BYTES_MAX)?;
+        Ok(parsed.expect("the head is whole").0.framing)
+    }
+
+    #[test]
+    fn lengths_are_read_one_way_only() {
+        let ok = |fields: &str| parse(&format!("POST / HTTP/1.1\r\nHost: x\r\n{fields}\r\n"));
+        assert_eq!(ok("Content-Length: 5\r\n"), Ok(Framing::Length(5)));
+        assert_eq!(ok("Transfer-Encoding: chunked\r\n"), Ok(Framing::Chunked));
+        for bad in [
+            "Content-Length: 5\r\nContent-Length: 5\r\n",
+            "Content-Length: 5, 5\r\n",
+            "Content-Length: +5\r\n",
+            "Content-Length: -1\r\n",
+            "Content-Length: 0x5\r\n",
+            "Content-Length:\r\n",
+            "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n",
+            "Transfer-Encoding: gzip, chunked\r\n",
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+            "Transfer-Encoding: xchunked\r\n",
+            "Content-Length : 5\r\n",
+            "A: b\r\n c\r\n",
+            "A: b\nC: d\r\n",
+            "A: \0\r\n",
+            "Host: y\r\n",
+        ] {
+            assert!(matches!(ok(bad), Err(Malformed::Syntax(_))), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_long_part_decides_between_414_and_431() {
+        let long_target = format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "a".repeat(2_100));
+        assert_eq!(parse(&long_target), Err(Malformed::TargetTooLong));
+        let long_head = format!("GET / HTTP/1.1\r\nHost: x\r\nA: {}\r\n\r\n", "a".repeat(4_100));
+        assert_eq!(parse(&long_head), Err(Malformed::HeadTooLarge));
+        let endless_target = "GET /".to_owned() + &"a".repeat(4_200);
+        assert_eq!(parse(&endless_target), Err(Malformed::TargetTooLong));
+    }
+}

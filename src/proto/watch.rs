@@ -1,0 +1,99 @@
+//! What a connection is doing and until when: the coarse deadlines a core sweeps instead of arming a timer per read.
+//!
+//! Per core. A connection sets its phase, which costs two stores; the core's sweeper (in `shard`) compares deadlines with the
+//! coarse clock and shuts the reading side of an overdue socket, whose reader then finds [`Watch::is_expired`].
+
+use std::{
+    cell::Cell,
+    os::fd::RawFd,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+/// What the connection waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Phase {
+    /// The next request; nothing of it has come.
+    Idle,
+    /// The rest of a head.
+    Head,
+    /// The rest of a body.
+    Body,
+    /// The handler: no deadline here, handlers have their own.
+    Handler,
+    /// The client to take the answer.
+    Write,
+    /// A refused body to pass by.
+    Discard,
+}
+
+/// The core's coarse clock, in ms since it started. Advanced by the core's tick.
+#[derive(Clone, Debug)]
+pub struct Clock {
+    started: Instant,
+    now_ms: Rc<Cell<u64>>,
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self { started: Instant::now(), now_ms: Rc::default() }
+    }
+}
+
+impl Clock {
+    pub fn now_ms(&self) -> u64 {
+        self.now_ms.get()
+    }
+
+    pub fn advance(&self) {
+        self.now_ms.set(u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX));
+    }
+}
+
+/// One connection's deadline.
+#[derive(Debug)]
+pub struct Watch {
+    pub fd: RawFd,
+    clock: Clock,
+    phase: Cell<Phase>,
+    deadline_ms: Cell<u64>,
+    expired: Cell<bool>,
+}
+
+impl Watch {
+    pub fn new(fd: RawFd, clock: Clock) -> Self {
+        Self {
+            fd,
+            clock,
+            phase: Cell::new(Phase::Idle),
+            deadline_ms: Cell::new(u64::MAX),
+            expired: Cell::new(false),
+        }
+    }
+
+    /// The connection now waits for `phase`, at most `within` (`None`: as long as it takes).
+    pub fn enter(&self, phase: Phase, within: Option<Duration>) {
+        let deadline = within.map_or(u64::MAX, |d| {
+            self.clock.now_ms().saturating_add(u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
+        });
+        self.deadline_ms.set(deadline);
+        self.phase.set(phase);
+    }
+
+    pub fn phase(&self) -> Phase {
+        self.phase.get()
+    }
+
+    /// Marks the deadline as passed; true the first time.
+    pub fn expire_if_overdue(&self) -> bool {
+        let overdue = self.clock.now_ms() > self.deadline_ms.get() && !self.expired.get();
+        if overdue {
+            self.expired.set(true);
+        }
+        overdue
+    }
+
+    pub fn is_expired(&self) -> bool {
+        self.expired.get()
+    }
+}

@@ -1,0 +1,76 @@
+//! Names: which are valid, and what Kafka calls a topic or group of ours.
+//!
+//! Checked before any look-up or Kafka call, so nothing a client writes reaches Kafka unchecked. The rules are the contract's
+//! (`api.md` section 1).
+
+use std::fmt::Write;
+
+use crate::limits;
+
+/// `appid`, `topic`, `group`: `[A-Za-z0-9_-]{1,64}`.
+pub fn is_name(text: &[u8]) -> bool {
+    (1..=limits::NAME_BYTES_MAX).contains(&text.len())
+        && text.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
+}
+
+/// `ver`: `v[0-9]{1,4}`.
+pub fn is_ver(text: &[u8]) -> bool {
+    matches!(text, [b'v', digits @ ..] if (1..=4).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit))
+}
+
+/// Writes Kafka's name of a topic into `out`: `appid.topic.ver`, and for a `ver` of two or more digits
+/// `.adler32(appid + topic) % 1000` behind it. The parts are valid names.
+pub fn kafka_topic(out: &mut String, appid: &str, topic: &str, ver: &str) {
+    debug_assert!(is_name(appid.as_bytes()) && is_name(topic.as_bytes()) && is_ver(ver.as_bytes()));
+    out.clear();
+    for part in [appid, ".", topic, ".", ver] {
+        out.push_str(part);
+    }
+    if ver.len() > 2 {
+        let sum = adler32(appid.bytes().chain(topic.bytes()));
+        // Writing to a String cannot fail.
+        let _ = write!(out, ".{}", sum % 1000);
+    }
+}
+
+/// Kafka's name of a group: `<reader appid>.<group>`.
+pub fn kafka_group(reader: &str, group: &str) -> String {
+    format!("{reader}.{group}")
+}
+
+fn adler32(bytes: impl Iterator<Item = u8>) -> u32 {
+    let (mut a, mut b) = (1_u32, 0_u32);
+    for byte in bytes {
+        a = (a + u32::from(byte)) % 65_521;
+        b = (b + a) % 65_521;
+    }
+    b << 16 | a
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn topic_vectors_of_the_contract() {
+        let mut name = String::new();
+        kafka_topic(&mut name, "app1", "foobar", "v10");
+        assert_eq!(name, "app1.foobar.v10.844");
+        kafka_topic(&mut name, "hisapp", "foobar", "v1");
+        assert_eq!(name, "hisapp.foobar.v1");
+    }
+
+    #[test]
+    fn names_are_checked_byte_by_byte() {
+        for good in ["a", "A-_9", &"x".repeat(64)] {
+            assert!(is_name(good.as_bytes()), "{good}");
+        }
+        for bad in ["", "a.b", "a b", "ä", "a%2e", "a\0", &"x".repeat(65)] {
+            assert!(!is_name(bad.as_bytes()), "{bad}");
+        }
+        assert!(is_ver(b"v1") && is_ver(b"v9999"));
+        for bad in ["", "v", "1", "v12345", "v1a", "V1"] {
+            assert!(!is_ver(bad.as_bytes()), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! The order of things on one connection: head, plan, body, run, answer; again.
+//!
+//! An answer that ends the connection is followed by a short reading of what the client still sends, so that the answer is not
+//! lost to a reset. A long poll ends when its client goes.
+
+use std::{os::fd::AsRawFd, rc::Rc};
+
+use bytes::Bytes;
+use glommio::net::TcpStream;
+
+use super::{Connections, Listed};
+use crate::{
+    api::{self, Planned, context::Context},
+    config::resolve::Roles,
+    proto::{
+        Head, Malformed, Reply, Version,
+        h1::{H1, Pending},
+        h2::{self, RequestBody},
+        head::Framing,
+    },
+};
+
+/// A refused request's body is read up to here on HTTP/2, so that small ones end before their answer.
+const H2_REFUSED_BODY_BYTES_MAX: usize = 64 * 1024;
+
+/// What an answer to unreadable bytes assumes of its request.
+const UNREADABLE: Pending = Pending {
+    framing: Framing::Length(0),
+    version: Version::Http11,
+    keep_alive: false,
+    expects_continue: false,
+    bodiless: false,
+};
+
+/// Counts a connection while it is open.
+struct Open<'a>(&'a Context);
+
+impl<'a> Open<'a> {
+    fn new(ctx: &'a Context) -> Self {
+        ctx.metrics.cells.connections.add(1);
+        Self(ctx)
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.metrics.cells.connections.sub(1);
+    }
+}
+
+/// Serves a connection until it ends.
+pub async fn serve(ctx: &Rc<Context>, connections: &Rc<Connections>, stream: TcpStream, roles: Roles) {
+    let _open = Open::new(ctx);
+    let config = Rc::new(ctx.config.borrow().http.clone());
+    let fd = stream.as_raw_fd();
+    let listed = connections.list(fd);
+    let mut h1 = H1::new(stream, Rc::clone(&listed.watch), Rc::clone(&config));
+    match h1.is_h2().await {
+        Ok(true) => {
+            let (stream, unread) = h1.into_parts();
+            listed.watch.enter(crate::proto::watch::Phase::Handler, None);
+            let service = H2Service { ctx: Rc::clone(ctx), roles };
+            let draining = {
+                let ctx = Rc::clone(ctx);
+                async move { ctx.draining().await }
+            };
+            h2::serve(stream, unread, &config, draining, service.clone(), service).await;
+        }
+        Ok(false) => serve_h1(ctx, h1, roles).await,
+        Err(_) => {}
+    }
+    drop::<Listed>(listed);
+}
+
+/// Answers 503 and closes: the core has as many connections as it takes.
+pub async fn refuse(ctx: &Rc<Context>, connections: &Rc<Connections>, stream: TcpStream) {
+    let config = Rc::new(ctx.config.borrow().http.clone());
+    let listed = connections.list(stream.as_raw_fd());
+    let mut h1 = H1::new(stream, Rc::clone(&listed.watch), config);
+    if h1.answer(api::too_many_connections(ctx), &UNREADABLE, true).await.is_ok() {
+        h1.close().await;
+    }
+}
+
+async fn serve_h1(ctx: &Rc<Context>, mut h1: H1<TcpStream>, roles: Roles) {
+    loop {
+        let next = h1.next(|head| api::plan(ctx, head, roles)).await;
+        let (planned, mut pending) = match next {
+            Ok(Some(next)) => next,
+            Ok(None) => return,
+            Err(cause) => return answer_malformed(ctx, h1, cause).await,
+        };
+        let Some(bytes_max) = planned.body_bytes_max() else {
+            let goes_on = h1.skip_buffered(&pending);
+            let reply = planned.run(ctx, Bytes::new()).await;
+            match answer(h1, reply, &pending, !goes_on).await {
+                Some(open) => h1 = open,
+                None => return,
+            }
+            continue;
+        };
+        let body = match h1.body(&mut pending, bytes_max).await {
+            Ok(body) => body,
+            Err(cause) => {
+                if let Some(reply) = planned.body_failed(ctx, cause) {
+                    answer(h1, reply, &pending, true).await;
+                }
+                return;
+            }
+        };
+        let Some(reply) = run(ctx, &mut h1, planned, body).await else { return };
+        match answer(h1, reply, &pending, false).await {
+            Some(open) => h1 = open,
+            None => return,
+        }
+    }
+}
+
+/// Runs the plan; `None` when it was a long poll and its client has gone.
+async fn run(ctx: &Rc<Context>, h1: &mut H1<TcpStream>, planned: Planned, body: Bytes) -> Option<Reply> {
+    if !planned.ends_with_client() {
+        return Some(planned.run(ctx, body).await);
+    }
+    let answered = async { Some(planned.run(ctx, body).await) };
+    let gone = async {
+        h1.gone().await;
+        None
+    };
+    futures_lite::future::or(answered, gone).await
+}
+
+/// Writes the answer; gives the connection back if it goes on.
+async fn answer(mut h1: H1<TcpStream>, reply: Reply, pending: &Pending, must_close: bool) -> Option<H1<TcpStream>> {
+    let close = must_close || reply.close || !pending.keep_alive;
+    if h1.answer(reply, pending, close).await.is_err() {
+        return None;
+    }
+    if close {
+        h1.close().await;
+        return None;
+    }
+    Some(h1)
+}
+
+async fn answer_malformed(ctx: &Rc<Context>, mut h1: H1<TcpStream>, cause: Malformed) {
+    if let Some(reply) = api::malformed(ctx, cause)
+        && h1.answer(reply, &UNREADABLE, true).await.is_ok()
+    {
+        h1.close().await;
+    }
+}
+
+/// The same plan and run for HTTP/2 streams.
+#[derive(Clone)]
+struct H2Service {
+    ctx: Rc<Context>,
+    roles: Roles,
+}
+
+impl h2::PlanFn for H2Service {
+    type Planned = Planned;
+
+    fn plan(&self, head: &Head<'_>) -> Planned {
+        api::plan(&self.ctx, head, self.roles)
+    }
+}
+
+impl h2::AnswerFn<Planned> for H2Service {
+    fn answer(&self, planned: Planned, body: RequestBody) -> impl Future<Output = Reply> + use<> {
+        let ctx = Rc::clone(&self.ctx);
+        async move {
+            let Some(bytes_max) = planned.body_bytes_max() else {
+                // What became of a refused body does not matter.
+                let _ = body.read(H2_REFUSED_BODY_BYTES_MAX).await;
+                return planned.run(&ctx, Bytes::new()).await;
+            };
+            match body.read(bytes_max).await {
+                Ok(body) => planned.run(&ctx, body).await,
+                // A client that has gone gets this answer nowhere.
+                Err(cause) => planned.body_failed(&ctx, cause).unwrap_or_else(|| Reply::new(400)),
+            }
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! Connections: accepted, served, watched, closed. Used by the data cores and by the control thread alike.
+//!
+//! What a request means is the API's business, how its bytes look is `proto`'s; this module owns the sockets and the order of
+//! things on one connection. Per core.
+
+pub mod conn;
+pub mod listener;
+pub mod socket;
+
+use std::{cell::RefCell, rc::Rc};
+
+use slab::Slab;
+
+use crate::proto::watch::{Clock, Phase, Watch};
+
+/// Every open connection of one core, for deadlines and drain.
+#[derive(Debug, Default)]
+pub struct Connections {
+    pub clock: Clock,
+    open: RefCell<Slab<Rc<Watch>>>,
+}
+
+/// A connection's place in the list; left when dropped, which is before its socket closes.
+#[derive(Debug)]
+pub struct Listed {
+    connections: Rc<Connections>,
+    key: usize,
+    pub watch: Rc<Watch>,
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        self.connections.open.borrow_mut().remove(self.key);
+    }
+}
+
+impl Connections {
+    pub fn len(&self) -> usize {
+        self.open.borrow().len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.open.borrow().is_empty()
+    }
+
+    fn list(self: &Rc<Self>, fd: std::os::fd::RawFd) -> Listed {
+        let watch = Rc::new(Watch::new(fd, self.clock.clone()));
+        let key = self.open.borrow_mut().insert(Rc::clone(&watch));
+        Listed { connections: Rc::clone(self), key, watch }
+    }
+
+    /// Ends what is overdue; gives how many.
+    pub fn sweep(&self) -> u64 {
+        let mut expired = 0;
+        for (_, watch) in &*self.open.borrow() {
+            if watch.expire_if_overdue() {
+                expired += 1;
+                // The reader finds the end of the stream and then what it was waiting for; a writer must be cut.
+                let both = matches!(watch.phase(), Phase::Write | Phase::Discard);
+                socket::shutdown(watch.fd, if both { std::net::Shutdown::Both } else { std::net::Shutdown::Read });
+            }
+        }
+        expired
+    }
+
+    /// Ends connections that wait for a next request; a request already in the socket is still read and answered.
+    pub fn close_idle(&self) {
+        for (_, watch) in &*self.open.borrow() {
+            if watch.phase() == Phase::Idle {
+                socket::shutdown(watch.fd, std::net::Shutdown::Read);
+            }
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! One core, one executor: what it owns and the tasks it runs.
+//!
+//! Everything here is `Rc`/`Cell`, made when the core starts and gone when it ends; other threads reach it by frames only. The
+//! tasks: one accept loop per listener, one that empties the mesh inbox, one tick. The tick is driven by the kicker thread, not by
+//! a timer: glommio 0.9 can park an executor that has runnable tasks, and a wake from outside is what ends that.
+
+use std::{
+    panic::AssertUnwindSafe,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures_lite::FutureExt;
+
+use crate::{
+    api::{
+        context::{Context, DataPlane},
+        frame::{DrainPhase, Frame},
+        status, subscribe,
+    },
+    config::resolve::Roles,
+    limits,
+    mesh::{Kick, ShardId},
+    proto::date,
+    server::{Connections, listener::Listener},
+    store::Store,
+};
+
+/// Ticks between two sweeps of the deadlines (at a kick each 5 ms: ten a second).
+const SWEEP_TICKS: u64 = 20;
+/// Ticks between two looks for idle groups.
+const IDLE_TICKS: u64 = 200;
+/// Kept back of the drain time for leaving groups after the last flush.
+const LEAVE_WITHIN: Duration = Duration::from_secs(3);
+
+/// Per core: everything a core owns.
+#[derive(Debug)]
+pub struct Shard {
+    ctx: Rc<Context>,
+    connections: Rc<Connections>,
+    listeners: Vec<Rc<Listener>>,
+    kick: Arc<Kick>,
+}
+
+impl Shard {
+    pub fn new(ctx: Rc<Context>, sockets: Vec<(socket2::Socket, Roles)>, kick: Arc<Kick>) -> Rc<Self> {
+        let connections = Rc::new(Connections::default());
+        let listener = |(socket, roles)| Listener::new(socket, roles, Rc::clone(&ctx), Rc::clone(&connections));
+        let listeners = sockets.into_iter().filter_map(listener).collect();
+        Rc::new(Self { ctx, connections, listeners, kick })
+    }
+
+    /// Runs until the gateway has finished ([`Frame::Finish`] answered).
+    pub async fn run(self: Rc<Self>) {
+        for listener in &self.listeners {
+            glommio::spawn_local(Rc::clone(listener).run()).detach();
+        }
+        glommio::spawn_local(Rc::clone(&self).tick()).detach();
+        let mut received = 0_usize;
+        loop {
+            let frame = self.ctx.mesh.receive(self.ctx.shard).await;
+            if let Some(answer) = self.take(frame) {
+                let left = self.finish().await;
+                // The control thread may have given up waiting.
+                let _ = answer.send(left);
+                return;
+            }
+            received += 1;
+            if received.is_multiple_of(limits::LOOP_ITEMS_MAX) {
+                glommio::executor().yield_task_queue_now().await;
+            }
+        }
+    }
+
+    /// Acts on a frame; gives back the answer to the one that ends the core.
+    fn take(&self, frame: Frame) -> Option<futures_channel::oneshot::Sender<u64>> {
+        match frame {
+            Frame::Fetch { request, answer } => {
+                let ctx = Rc::clone(&self.ctx);
+                glommio::spawn_local(async move {
+                    let served = subscribe::serve_fetch(Rc::clone(&ctx), request, answer);
+                    if AssertUnwindSafe(served).catch_unwind().await.is_err() {
+                        ctx.metrics.cells.panics.add(1);
+                    }
+                })
+                .detach();
+            }
+            Frame::Settle { key, grants, delivered } => {
+                let group = self.ctx.data.as_ref().and_then(|data| data.groups.get(&key));
+                // A group that was left meanwhile has committed what it could; the rest comes again.
+                match group {
+                    Some(group) if delivered => {
+                        group.ack(&grants);
+                    }
+                    Some(group) => group.give_back(&grants),
+                    None => {}
+                }
+            }
+            Frame::Status { answer } => {
+                // The asker may have stopped waiting.
+                let _ = answer.send(status::here(&self.ctx));
+            }
+            Frame::Drain(phase) => self.drain(phase),
+            Frame::Reload(config) => {
+                self.ctx.config.replace(Rc::new(config.as_ref().clone()));
+            }
+            Frame::Finish { answer } => return Some(answer),
+        }
+        None
+    }
+
+    fn drain(&self, phase: DrainPhase) {
+        self.ctx.set_drain_phase(phase);
+        if phase == DrainPhase::Closing {
+            for listener in &self.listeners {
+                listener.close();
+            }
+            self.connections.close_idle();
+        }
+    }
+
+    /// Flushes, commits, leaves. Gives the records that were not reported in time.
+    async fn finish(&self) -> u64 {
+        let Some(data) = &self.ctx.data else { return 0 };
+        let timeout = self.ctx.config().drain.timeout;
+        let left = data.backend.flush(Instant::now() + timeout.saturating_sub(LEAVE_WITHIN) / 2).await;
+        let leaving: Vec<_> = data
+            .groups
+            .take_all()
+            .into_iter()
+            .map(|group| {
+                let ctx = Rc::clone(&self.ctx);
+                glommio::spawn_local(async move { close_group(&ctx, &group).await })
+            })
+            .collect();
+        let all_left = async {
+            for leave in leaving {
+                leave.await;
+            }
+        };
+        futures_lite::future::or(all_left, async {
+            glommio::timer::sleep(LEAVE_WITHIN).await;
+        })
+        .await;
+        left
+    }
+
+    /// The core's pulse: clock, date, deadlines, idle groups, gauges.
+    async fn tick(self: Rc<Self>) {
+        let cells = &self.ctx.metrics.cells;
+        loop {
+            self.kick.due().await;
+            cells.ticks.add(1);
+            self.connections.clock.advance();
+            let ticks = cells.ticks.get();
+            if ticks.is_multiple_of(SWEEP_TICKS) {
+                date::refresh();
+                cells.connections_expired.add(self.connections.sweep());
+                if self.ctx.drain_phase() == DrainPhase::Closing {
+                    // Connections that became idle since.
+                    self.connections.close_idle();
+                }
+                self.gauges();
+            }
+            if ticks.is_multiple_of(IDLE_TICKS) {
+                self.leave_idle_groups();
+            }
+        }
+    }
+
+    fn gauges(&self) {
+        let cells = &self.ctx.metrics.cells;
+        let busy = glommio::executor().executor_stats().total_runtime();
+        cells.busy_us.set(u64::try_from(busy.as_micros()).unwrap_or(u64::MAX));
+        if let Some(DataPlane { backend, .. }) = &self.ctx.data {
+            let (messages, bytes) = backend.queued();
+            cells.producer_messages.set(messages);
+            cells.producer_bytes.set(bytes);
+        }
+    }
+
+    fn leave_idle_groups(&self) {
+        let Some(data) = &self.ctx.data else { return };
+        let idle = self.ctx.config.borrow().subscribe.group_idle;
+        for group in data.groups.take_idle(idle) {
+            let ctx = Rc::clone(&self.ctx);
+            glommio::spawn_local(async move { close_group(&ctx, &group).await }).detach();
+        }
+    }
+}
+
+async fn close_group(ctx: &Context, group: &Rc<crate::store::Group>) {
+    if let Some(data) = &ctx.data {
+        data.backend.close_group(group).await;
+    }
+}
+
+/// The id of a core, for thread names.
+pub fn thread_name(shard: ShardId) -> String {
+    format!("shard-{}", shard.0)
+}

@@ -1,0 +1,196 @@
+//! The seam under the API: what a store offers, in Kafka's words, without Kafka.
+//!
+//! A store produces records, answers what topics exist, and opens reader groups. Three implement it: `kafka` (its own module,
+//! production), [`memory`] (embedded, in this process) and [`null`] (dry run). The seam is a trait without boxing: the API
+//! dispatches over an enum, so the Kafka path pays nothing for the other two.
+//!
+//! Invariants: `produce` has handed the record over when it returns, not when its future is first polled; a future that is
+//! dropped never un-sends a record. What a report means for data safety is decided here once, by [`ProduceError`].
+//! This module knows no HTTP and no librdkafka.
+
+pub mod group;
+pub mod lease;
+pub mod memory;
+pub mod murmur2;
+pub mod notify;
+pub mod null;
+
+use std::{cell::Cell, future::Future, rc::Rc, sync::Arc};
+
+use bytes::Bytes;
+
+pub use group::{Delivery, FetchError, FetchSpec, Grant, Group, GroupStatus, TagFilter};
+
+/// Partition number, as Kafka counts.
+pub type Partition = i32;
+/// Record offset within a partition.
+pub type Offset = i64;
+
+/// How sure the publisher wants to be before the answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ack {
+    /// All in-sync replicas, idempotent producer.
+    All,
+    /// The leader's log.
+    Local,
+    /// Not even the broker's answer.
+    None,
+}
+
+/// One record header: name and value as bytes; a value may be null.
+pub type Header = (Bytes, Option<Bytes>);
+
+/// The record header that carries `X-Tag`.
+pub const TAG_HEADER: &[u8] = b"kateway-tag";
+
+/// A record on its way in.
+#[derive(Clone, Debug, Default)]
+pub struct Record {
+    /// `None` for a keyless record; an empty key never occurs.
+    pub key: Option<Bytes>,
+    pub value: Bytes,
+    /// In order, repeats kept. The tag is one of them ([`TAG_HEADER`]).
+    pub headers: Vec<Header>,
+    /// Explicit partition; else the partitioner decides.
+    pub partition: Option<Partition>,
+}
+
+/// Where a record stands. `offset` is -1 where the store has none to give (`ack=none`, null store).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stored {
+    pub partition: Partition,
+    pub offset: Offset,
+}
+
+/// Why a record was not acknowledged. The variants say what is known about the data, not what went wrong inside.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ProduceError {
+    /// The producer's queue has no room: nothing was taken. Retry after the queue drained.
+    QueueFull { queued_bytes: u64 },
+    /// For sure not in the topic (`NOT_PERSISTED`, `NOT_ENOUGH_REPLICAS`): may be retried or handed off.
+    NotStored { reason: &'static str },
+    /// May be in the topic (`POSSIBLY_PERSISTED`, deadline passed): must not be retried by us.
+    Unknown { reason: &'static str },
+    /// The broker refused it for good.
+    Refused { reason: &'static str },
+    /// The broker or the local metadata says there is no such topic.
+    UnknownTopic,
+    /// The explicit partition does not exist.
+    UnknownPartition,
+}
+
+/// A message on its way out.
+#[derive(Clone, Debug)]
+pub struct Message {
+    pub partition: Partition,
+    pub offset: Offset,
+    /// Unix time in ms; -1 when the broker keeps none.
+    pub timestamp_ms: i64,
+    pub key: Option<Bytes>,
+    pub value: Bytes,
+    /// Shared, because a delivered message is kept until it is acknowledged; `None` for the usual record without headers.
+    pub headers: Option<Arc<[Header]>>,
+}
+
+impl Message {
+    /// The value of `kateway-tag`, if the message was tagged.
+    pub fn tag(&self) -> Option<&[u8]> {
+        self.headers().iter().find(|(name, _)| name.as_ref() == TAG_HEADER).and_then(|(_, value)| value.as_deref())
+    }
+
+    pub fn headers(&self) -> &[Header] {
+        self.headers.as_deref().unwrap_or_default()
+    }
+
+    /// What it counts against a byte budget.
+    pub fn bytes(&self) -> usize {
+        self.value.len() + self.key.as_ref().map_or(0, Bytes::len)
+    }
+}
+
+/// What a core knows of a topic. Per core: interned once, so that handles and counters hang on `slot`.
+#[derive(Debug)]
+pub struct Topic {
+    /// Kafka's name (`appid.topic.ver`).
+    pub name: Box<str>,
+    /// Dense index on this core, for handle caches.
+    pub slot: usize,
+    /// Partitions at the last refresh.
+    pub partitions: Cell<i32>,
+}
+
+/// A topic as the cluster lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopicMeta {
+    pub name: String,
+    pub partitions: i32,
+}
+
+/// Failure of a call about topics or groups (metadata, create, watermarks).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AdminError {
+    /// No broker answered in time, or the offload pool is full.
+    Unavailable { reason: String },
+    Exists,
+    UnknownTopic,
+    /// The cluster refused (policy, bad replication factor, colliding name).
+    Refused { reason: String },
+    /// This store has no such operation.
+    NotSupported,
+}
+
+/// Where a group starts where it has nothing committed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Reset {
+    #[default]
+    Oldest,
+    Newest,
+}
+
+/// Oldest and next offset of one partition.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Watermarks {
+    pub partition: Partition,
+    pub oldest: Offset,
+    pub latest: Offset,
+}
+
+/// What every store offers. Per core: one value per executor, never shared.
+pub trait Store {
+    /// Resolves with the report of one record. Owns nothing of the record: dropping it only stops the waiting.
+    type Report: Future<Output = Result<Stored, ProduceError>> + 'static;
+
+    /// Hands a record over. The record is taken when this returns `Ok`, whether or not the report is awaited.
+    fn produce(&self, topic: &Topic, record: Record, ack: Ack) -> Result<Self::Report, ProduceError>;
+
+    /// Hands a record over; nobody waits for its report (`async=1`, `ack=none`).
+    fn enqueue(&self, topic: &Topic, record: Record, ack: Ack) -> Result<(), ProduceError>;
+
+    /// Every topic of the cluster. Never blocks the core.
+    fn list_topics(&self) -> impl Future<Output = Result<Vec<TopicMeta>, AdminError>>;
+
+    fn create_topic(
+        &self,
+        name: &str,
+        partitions: i32,
+        replicas: i32,
+    ) -> impl Future<Output = Result<(), AdminError>>;
+
+    /// Oldest and latest of every partition.
+    fn watermarks(&self, topic: &Topic) -> impl Future<Output = Result<Vec<Watermarks>, AdminError>>;
+
+    /// Joins `group` (Kafka's group id) on `topic`. Returns at once; the group fills when partitions are assigned.
+    fn open_group(&self, topic: &Rc<Topic>, group_id: &str, reset: Reset) -> Result<Rc<Group>, AdminError>;
+
+    /// Commits what is acknowledged, leaves, and frees the client. The group is not used afterwards.
+    fn close_group(&self, group: &Rc<Group>) -> impl Future<Output = ()>;
+
+    /// Waits until every record handed over is reported, at most until `deadline`; what is left then is counted.
+    fn flush(&self, deadline: std::time::Instant) -> impl Future<Output = u64>;
+
+    /// Whether a cluster can be reached; what `/readyz` asks.
+    fn is_reachable(&self) -> bool;
+
+    /// Messages and bytes waiting in producers of this core.
+    fn queued(&self) -> (u64, u64);
+}

@@ -1,0 +1,172 @@
+//! Kafka seen from the other side: topics, offsets, groups, and a fast producer that is not the gateway.
+//!
+//! Built on librdkafka's admin client, which the gateway uses as well; that is fine for *questions* (how far does this
+//! topic reach, what has this group committed), whose answers come from the broker. Bytes are compared with what
+//! [`crate::kcat`] and Kafka's own tools read.
+
+use std::time::Duration;
+
+use futures_lite::future::block_on;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaResult;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::{Offset, TopicPartitionList};
+
+use crate::wait_until;
+
+const CALL: Duration = Duration::from_secs(15);
+
+/// A client of one cluster for questions and preparation.
+pub struct Admin {
+    brokers: String,
+    admin: AdminClient<DefaultClientContext>,
+    consumer: BaseConsumer,
+}
+
+/// A member of a consumer group, as the broker describes it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Member {
+    pub id: String,
+    pub client_id: String,
+}
+
+impl Admin {
+    pub fn new(brokers: &str) -> Self {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", brokers).set("group.id", "tests-admin").set("enable.auto.commit", "false");
+        // Broker restarts are part of the tests; librdkafka's own complaints about them are noise.
+        config.set("log_level", "0").set("log.connection.close", "false");
+        Self {
+            brokers: brokers.to_owned(),
+            admin: config.create().expect("the configuration is valid"),
+            consumer: config.create().expect("the configuration is valid"),
+        }
+    }
+
+    pub fn brokers(&self) -> &str {
+        &self.brokers
+    }
+
+    pub fn broker_count(&self) -> KafkaResult<usize> {
+        Ok(self.consumer.fetch_metadata(None, Duration::from_secs(2))?.brokers().len())
+    }
+
+    /// Makes `topic` with three replicas (or one where there is one broker) and waits until every partition has a
+    /// leader everywhere.
+    pub fn create_topic(&self, topic: &str, partitions: i32) {
+        let brokers = self.broker_count().expect("the cluster answers");
+        let replicas = i32::try_from(brokers.min(3)).expect("at most 3");
+        let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(replicas));
+        let results = block_on(self.admin.create_topics([&new], &options())).expect("CreateTopics is answered");
+        results
+            .into_iter()
+            .next()
+            .expect("one topic, one result")
+            .unwrap_or_else(|e| panic!("cannot create {topic}: {e:?}"));
+        wait_until(CALL, format!("{topic} has its leaders"), || {
+            self.partitions(topic) == usize::try_from(partitions).ok()
+        });
+    }
+
+    pub fn delete_topic(&self, topic: &str) {
+        block_on(self.admin.delete_topics(&[topic], &options())).expect("DeleteTopics is answered");
+    }
+
+    /// The number of partitions that have a leader, or `None` while the topic is unknown.
+    pub fn partitions(&self, topic: &str) -> Option<usize> {
+        let metadata = self.consumer.fetch_metadata(Some(topic), CALL).ok()?;
+        let topic = metadata.topics().first()?;
+        let led = topic.partitions().iter().filter(|p| p.leader() >= 0 && p.error().is_none()).count();
+        (topic.error().is_none() && led > 0).then_some(led)
+    }
+
+    /// The broker that leads a partition now.
+    pub fn leader(&self, topic: &str, partition: i32) -> i32 {
+        let metadata = self.consumer.fetch_metadata(Some(topic), CALL).expect("the cluster answers");
+        let topic = metadata.topics().first().expect("asked for one topic");
+        topic.partitions().iter().find(|p| p.id() == partition).expect("the partition exists").leader()
+    }
+
+    /// Whether every partition has a leader and as many in-sync replicas as replicas.
+    pub fn fully_in_sync(&self, topic: &str) -> bool {
+        let Ok(metadata) = self.consumer.fetch_metadata(Some(topic), CALL) else { return false };
+        metadata.topics().first().is_some_and(|topic| {
+            topic.error().is_none()
+                && !topic.partitions().is_empty()
+                && topic.partitions().iter().all(|p| p.leader() >= 0 && p.isr().len() == p.replicas().len())
+        })
+    }
+
+    /// The offset after the last message of each partition, in partition order.
+    pub fn end_offsets(&self, topic: &str) -> Vec<i64> {
+        let count = self.partitions(topic).unwrap_or_else(|| panic!("{topic} exists"));
+        let end = |p| self.consumer.fetch_watermarks(topic, p, CALL).expect("watermarks are answered").1;
+        (0..i32::try_from(count).expect("few partitions")).map(end).collect()
+    }
+
+    /// How many messages the topic has ever taken.
+    pub fn message_count(&self, topic: &str) -> i64 {
+        self.end_offsets(topic).iter().sum()
+    }
+
+    /// What `group` has committed for each partition of `topic`; `None` where nothing.
+    pub fn committed(&self, group: &str, topic: &str) -> Vec<Option<i64>> {
+        let count =
+            i32::try_from(self.partitions(topic).unwrap_or_else(|| panic!("{topic} exists"))).expect("few partitions");
+        let mut asked = TopicPartitionList::new();
+        asked.add_partition_range(topic, 0, count - 1);
+        let probe: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", &self.brokers)
+            .set("group.id", group)
+            .set("log_level", "0")
+            .create()
+            .expect("the configuration is valid");
+        let answer = probe.committed_offsets(asked, CALL).expect("OffsetFetch is answered");
+        let offset = |p| match answer.find_partition(topic, p).expect("asked for it").offset() {
+            Offset::Offset(n) => Some(n),
+            _ => None,
+        };
+        (0..count).map(offset).collect()
+    }
+
+    /// The sum of what `group` has committed in `topic`.
+    pub fn committed_sum(&self, group: &str, topic: &str) -> i64 {
+        self.committed(group, topic).iter().flatten().sum()
+    }
+
+    /// The members of a group, sorted.
+    pub fn members(&self, group: &str) -> Vec<Member> {
+        let list = self.consumer.fetch_group_list(Some(group), CALL).expect("DescribeGroups is answered");
+        let members = list.groups().iter().filter(|g| g.name() == group).flat_map(|g| g.members().iter());
+        let mut members: Vec<Member> =
+            members.map(|m| Member { id: m.id().to_owned(), client_id: m.client_id().to_owned() }).collect();
+        members.sort();
+        members
+    }
+
+    /// Produces `payloads` without the gateway, spread round-robin over `partitions`, and waits until all are stored.
+    pub fn produce(&self, topic: &str, partitions: i32, payloads: impl IntoIterator<Item = Vec<u8>>) {
+        let producer: BaseProducer = ClientConfig::new()
+            .set("bootstrap.servers", &self.brokers)
+            .set("enable.idempotence", "true")
+            .set("linger.ms", "5")
+            .set("log_level", "0")
+            .create()
+            .expect("the configuration is valid");
+        for (payload, partition) in payloads.into_iter().zip((0..partitions).cycle()) {
+            let mut record = BaseRecord::<(), _>::to(topic).payload(&payload).partition(partition);
+            while let Err((_, back)) = producer.send(record) {
+                record = back;
+                producer.poll(Duration::from_millis(5));
+            }
+        }
+        producer.flush(Duration::from_secs(30)).expect("all of it is stored");
+    }
+}
+
+fn options() -> AdminOptions {
+    AdminOptions::new().request_timeout(Some(CALL)).operation_timeout(Some(CALL))
+}

@@ -1,0 +1,204 @@
+//! A Kafka cluster of this run: ZooKeeper and n brokers on one machine.
+//!
+//! Method: every broker is a JVM of its own with a small heap and its own data and log folder, on a port reserved in
+//! advance, so that it can be killed and started again at the same address. The settings are those a careful operator
+//! uses (three replicas, two in sync, no unclean election, no topics made by accident); what differs serves speed only:
+//! a short ZooKeeper session so that a killed leader is replaced in seconds, no initial rebalance delay, few offsets
+//! partitions. The cluster counts as up when the brokers' own metadata names all of them.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use crate::admin::Admin;
+use crate::process::Process;
+use crate::zookeeper::ZooKeeper;
+use crate::{folder, java, ports, wait_until};
+
+/// How long a broker may take to start or to be replaced as leader, on a busy two-core machine.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// What a cluster is made of.
+#[derive(Clone, Copy)]
+pub struct Options {
+    pub brokers: u32,
+    pub heap_mib: u32,
+    /// Stop the JIT at its first level: starts faster, peaks lower. Right for tests, wrong for benchmarks.
+    pub quick_start: bool,
+}
+
+impl Options {
+    /// Three brokers that start fast.
+    pub const TESTS: Self = Self { brokers: 3, heap_mib: 256, quick_start: true };
+}
+
+struct Broker {
+    id: u32,
+    port: u16,
+    home: PathBuf,
+    process: Mutex<Option<Process>>,
+}
+
+/// A running cluster; everything it started is killed on drop.
+pub struct Cluster {
+    brokers: Vec<Broker>,
+    options: Options,
+    // After `brokers`: fields drop in order, and brokers end quietly only while ZooKeeper is there.
+    zookeeper: ZooKeeper,
+}
+
+impl Cluster {
+    /// Starts everything and waits until all brokers are in the metadata.
+    pub fn start(options: Options) -> Self {
+        let mut zookeeper = ZooKeeper::start();
+        zookeeper.wait_ready();
+        let brokers = (0..options.brokers).map(|id| Broker::prepare(id, options, zookeeper.address())).collect();
+        let cluster = Self { brokers, options, zookeeper };
+        for broker in &cluster.brokers {
+            broker.launch(options);
+        }
+        cluster.wait_whole();
+        cluster
+    }
+
+    /// `host:port,host:port,..` for `--brokers` and for every other client.
+    pub fn bootstrap(&self) -> String {
+        self.brokers.iter().map(|b| format!("127.0.0.1:{}", b.port)).collect::<Vec<_>>().join(",")
+    }
+
+    pub fn zookeeper(&self) -> SocketAddr {
+        self.zookeeper.address()
+    }
+
+    pub fn admin(&self) -> Admin {
+        Admin::new(&self.bootstrap())
+    }
+
+    /// Kills everything; for the owner of a cluster that is never dropped.
+    pub fn stop(&self) {
+        for broker in &self.brokers {
+            self.kill(broker.id);
+        }
+        self.zookeeper.signal(libc::SIGKILL);
+    }
+
+    /// `kill -9` of one broker.
+    pub fn kill(&self, id: u32) {
+        if let Some(mut process) = self.slot(id).take() {
+            process.kill();
+        }
+    }
+
+    /// Starts a killed broker again on its old address and data.
+    pub fn restart(&self, id: u32) {
+        self.brokers[id as usize].launch(self.options);
+    }
+
+    /// SIGSTOP: the broker's sockets stay open and answer nothing.
+    pub fn freeze(&self, id: u32) {
+        self.slot(id).as_ref().expect("the broker runs").signal(libc::SIGSTOP);
+    }
+
+    /// SIGCONT after [`Self::freeze`].
+    pub fn thaw(&self, id: u32) {
+        self.slot(id).as_ref().expect("the broker runs").signal(libc::SIGCONT);
+    }
+
+    /// Waits until every broker of the cluster is in the metadata.
+    pub fn wait_whole(&self) {
+        let admin = self.admin();
+        let expected = self.brokers.len();
+        wait_until(PATIENCE, format!("{expected} brokers in the metadata"), || {
+            self.assert_alive();
+            admin.broker_count().is_ok_and(|n| n == expected)
+        });
+    }
+
+    /// Waits until every partition of `topic` has all its replicas in sync again.
+    pub fn wait_in_sync(&self, topic: &str) {
+        let admin = self.admin();
+        wait_until(PATIENCE, format!("all replicas of {topic} in sync"), || admin.fully_in_sync(topic));
+    }
+
+    fn slot(&self, id: u32) -> std::sync::MutexGuard<'_, Option<Process>> {
+        self.brokers[id as usize].process.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn assert_alive(&self) {
+        for broker in &self.brokers {
+            let ended = self.slot(broker.id).as_mut().is_some_and(|process| process.poll().is_some());
+            assert!(!ended, "broker {} ended; see {}", broker.id, broker.home.display());
+        }
+    }
+}
+
+// === impl Broker ===
+
+impl Broker {
+    fn prepare(id: u32, options: Options, zookeeper: SocketAddr) -> Self {
+        let home = folder::run().join(format!("broker-{id}"));
+        std::fs::create_dir_all(&home).expect("the run's folder can be written");
+        let port = ports::reserve();
+        std::fs::write(home.join("server.properties"), properties(id, port, options.brokers, zookeeper, &home))
+            .expect("the run's folder can be written");
+        Self { id, port, home, process: Mutex::new(None) }
+    }
+
+    fn launch(&self, options: Options) {
+        let heap = format!("-Xmx{}m", options.heap_mib);
+        let mut flags = vec!["-Xms64m", &heap, "-XX:+UseSerialGC"];
+        if options.quick_start {
+            flags.push("-XX:TieredStopAtLevel=1");
+        }
+        let mut command = java::java(&flags);
+        command.arg("kafka.Kafka").arg(self.home.join("server.properties"));
+        log_to(&mut command, &self.home.join("server.log"));
+        let process = Process::start(format!("broker {}", self.id), command).expect("java can be started");
+        *self.process.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(process);
+    }
+}
+
+fn properties(id: u32, port: u16, brokers: u32, zookeeper: SocketAddr, home: &Path) -> String {
+    let replicas = brokers.min(3);
+    let in_sync = replicas.min(2);
+    format!(
+        "broker.id={id}
+listeners=PLAINTEXT://127.0.0.1:{port}
+zookeeper.connect={zookeeper}
+zookeeper.session.timeout.ms=6000
+log.dirs={data}
+num.network.threads=2
+num.io.threads=4
+num.partitions=4
+default.replication.factor={replicas}
+min.insync.replicas={in_sync}
+unclean.leader.election.enable=false
+auto.leader.rebalance.enable=false
+auto.create.topics.enable=false
+delete.topic.enable=true
+offsets.topic.num.partitions=4
+offsets.topic.replication.factor={replicas}
+transaction.state.log.num.partitions=1
+transaction.state.log.replication.factor={replicas}
+transaction.state.log.min.isr={in_sync}
+group.initial.rebalance.delay.ms=0
+group.min.session.timeout.ms=1000
+log.segment.bytes=67108864
+log.preallocate=false
+log.cleaner.dedupe.buffer.size=4194304
+replica.lag.time.max.ms=10000
+",
+        data = home.join("data").display()
+    )
+}
+
+/// Sends the output of a JVM of ours to `path`; appended, because a restarted broker continues the log of the killed
+/// one.
+pub(crate) fn log_to(command: &mut Command, path: &Path) {
+    let file =
+        std::fs::OpenOptions::new().create(true).append(true).open(path).expect("the run's folder can be written");
+    let copy = file.try_clone().expect("a file can be cloned");
+    command.stdin(Stdio::null()).stdout(file).stderr(copy);
+}

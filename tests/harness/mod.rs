@@ -1,0 +1,32 @@
+//! What the tests of kateway stand on.
+//!
+//! Nothing here links gateway code: the gateway is a built binary, started as a process and spoken to over sockets, and
+//! Kafka is the real one, started by [`kafka`] on free ports. What the gateway stored is read back by tools that are
+//! not ours ([`kcat`], Kafka's own in [`java`]), so that one misunderstanding cannot hide on both sides.
+//!
+//! From the bottom: [`wait`] and [`ports`]; [`process`], which sees to it that no child outlives a run; [`folder`],
+//! where a run keeps its logs; [`zookeeper`], [`kafka`], [`kateway`], which start things; [`client`], [`problem`],
+//! [`frames`], [`exposition`], which understand answers; [`admin`], [`kcat`], [`java`], which look at Kafka from the
+//! other side; [`ledger`] and [`load`], which prove that nothing was lost; [`figures`], which collects what a run
+//! measured.
+
+pub mod admin;
+pub mod client;
+pub mod exposition;
+pub mod figures;
+pub mod folder;
+pub mod frames;
+pub mod java;
+pub mod kafka;
+pub mod kateway;
+pub mod kcat;
+pub mod ledger;
+pub mod load;
+pub mod ports;
+pub mod problem;
+pub mod process;
+pub mod topic;
+pub mod wait;
+pub mod zookeeper;
+
+pub use wait::wait_until;

@@ -1,0 +1,163 @@
+//! Child processes that never outlive the run.
+//!
+//! Every child asks the kernel for SIGKILL when its parent dies (`PR_SET_PDEATHSIG`). The kernel means the parent
+//! *thread*, and trials run on threads that come and go, so one thread that lives as long as the process does all the
+//! spawning. With that, ctrl-c, a panic and `kill -9` of the suite all leave nothing behind. In the ordinary case a
+//! [`Process`] is stopped by its pid when it is dropped; nothing here ever signals by name.
+
+use std::io;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Child, Command, ExitStatus};
+use std::sync::{LazyLock, mpsc};
+use std::time::{Duration, Instant};
+
+use crate::wait::wait_for;
+
+type Job = (Command, mpsc::Sender<io::Result<Child>>);
+
+static SPAWNER: LazyLock<mpsc::Sender<Job>> = LazyLock::new(|| {
+    let (jobs, inbox) = mpsc::channel::<Job>();
+    std::thread::Builder::new()
+        .name("spawner".into())
+        .spawn(move || {
+            for (mut command, answer) in inbox {
+                // Nobody waits for the answer only if the trial's thread is gone, and then the child is of no use.
+                let _ = answer.send(command.spawn());
+            }
+        })
+        .expect("a thread can be started");
+    jobs
+});
+
+/// Starts `command` so that it dies with this process.
+pub fn spawn(mut command: Command) -> io::Result<Child> {
+    // SAFETY: these calls are async-signal-safe and touch only the closure's own stack, which is what pre_exec demands
+    // after fork.
+    unsafe {
+        command.pre_exec(|| {
+            // A blocked signal stays blocked across exec; the child must be stoppable whatever we block for ourselves.
+            let mut none = std::mem::zeroed();
+            libc::sigemptyset(&raw mut none);
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+            match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            }
+        });
+    }
+    let (answer, child) = mpsc::channel();
+    SPAWNER.send((command, answer)).expect("the spawner lives as long as the process");
+    child.recv().expect("the spawner answers every job")
+}
+
+/// A running child; killed and reaped on drop.
+pub struct Process {
+    child: Child,
+    name: String,
+    status: Option<ExitStatus>,
+}
+
+impl Process {
+    pub fn start(name: impl Into<String>, command: Command) -> io::Result<Self> {
+        Ok(Self { child: spawn(command)?, name: name.into(), status: None })
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn stdout(&mut self) -> std::process::ChildStdout {
+        self.child.stdout.take().expect("stdout was piped and not yet taken")
+    }
+
+    /// Sends `signal` unless the child was already reaped (its pid may then belong to somebody else).
+    pub fn signal(&self, signal: i32) {
+        if self.status.is_none() {
+            let pid = i32::try_from(self.pid()).expect("Linux pids are positive i32");
+            // SAFETY: kill has no memory effects; the pid is our own unreaped child, so it cannot have been reused.
+            unsafe { libc::kill(pid, signal) };
+        }
+    }
+
+    /// The exit status if the child has ended.
+    pub fn poll(&mut self) -> Option<ExitStatus> {
+        if self.status.is_none() {
+            self.status = self.child.try_wait().expect("our own child can be waited for");
+        }
+        self.status
+    }
+
+    /// Waits for the end; panics when it does not come within `limit`.
+    pub fn wait(&mut self, limit: Duration) -> ExitStatus {
+        let what = format!("{} (pid {}) ends", self.name, self.pid());
+        wait_for(limit, what, || self.poll())
+    }
+
+    /// SIGKILL, and reaped when this returns.
+    pub fn kill(&mut self) {
+        self.signal(libc::SIGKILL);
+        self.wait(Duration::from_secs(10));
+    }
+
+    /// SIGTERM, then SIGKILL after `patience`. Returns how long the end took.
+    pub fn stop(&mut self, patience: Duration) -> Duration {
+        let start = Instant::now();
+        self.signal(libc::SIGTERM);
+        while self.poll().is_none() && start.elapsed() < patience {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.kill();
+        start.elapsed()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.poll().is_none() {
+            self.signal(libc::SIGKILL);
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// Blocks SIGTERM and SIGINT for this thread and those it starts from now on, so that [`wait_for_signal`] alone
+/// receives them.
+pub fn block_end_signals() -> libc::sigset_t {
+    // SAFETY: the set is initialised by sigemptyset before use, and all three calls only write to it or to the thread's
+    // mask.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGTERM);
+        libc::sigaddset(&raw mut set, libc::SIGINT);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+        set
+    }
+}
+
+/// Returns when one of the blocked signals arrives.
+pub fn wait_for_signal(set: &libc::sigset_t) {
+    let mut signal = 0;
+    // SAFETY: both pointers are valid for the call.
+    unsafe { libc::sigwait(set, &raw mut signal) };
+}
+
+/// Whether `status` says the process was ended by `signal`.
+pub fn ended_by(status: ExitStatus, signal: i32) -> bool {
+    status.signal() == Some(signal)
+}
+
+/// Number of open file descriptors of a process.
+pub fn open_fds(pid: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
+}
+
+/// Resident memory of a process in KiB.
+pub fn resident_kib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .and_then(|rest| rest.trim().trim_end_matches("kB").trim().parse().ok())
+        .unwrap_or(0)
+}

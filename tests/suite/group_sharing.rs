@@ -1,0 +1,161 @@
+//! Many clients of one group share a topic: together they get everything, each message once, and none starves.
+//!
+//! Method: 20,000 messages on four partitions, written by a producer that is not the gateway. Eight clients read with
+//! one group in batches until all of it was seen or the deadline passed. While nothing fails the union must be
+//! complete, no message may come twice, and every client must have had a share. Once through one gateway of two shards,
+//! once through two gateways, and with more clients than a batch can feed one message at a time. The offsets committed
+//! at the end must be the topic's end.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use kateway_tests::client::{Connection, Request};
+use kateway_tests::frames::{self, Frame};
+use kateway_tests::kateway::Kateway;
+use kateway_tests::topic::Topic;
+use kateway_tests::{figures, wait_until};
+
+use crate::{Case, kafka};
+
+pub const CASES: &[Case] = &[
+    Case::new("group_sharing::eight_clients_two_shards", eight_clients_two_shards).kafka().alone(),
+    Case::new("group_sharing::eight_clients_two_gateways", eight_clients_two_gateways).kafka().alone(),
+    Case::new("group_sharing::eight_clients_on_memory", eight_clients_on_memory),
+    Case::new("group_sharing::groups_are_independent", groups_are_independent).kafka(),
+];
+
+const MESSAGES: usize = 20_000;
+const CLIENTS: usize = 8;
+
+fn eight_clients_two_shards() {
+    let topic = filled_topic();
+    let gateway = Kateway::kafka(&kafka().bootstrap()).shards(2).start();
+    share("two shards", &topic, &[gateway.subscribe]);
+    assert_all_committed(&topic);
+}
+
+fn eight_clients_two_gateways() {
+    let topic = empty_topic();
+    let start = || Kateway::kafka(&kafka().bootstrap()).shards(2).start();
+    let gateways = [start(), start()];
+    // Both are members before the counting starts: a rebalance in the middle may rightly deliver again what was not yet
+    // committed.
+    join(&topic, &gateways);
+    fill(&topic);
+    share("two gateways", &topic, &[gateways[0].subscribe, gateways[1].subscribe]);
+    assert_all_committed(&topic);
+}
+
+fn eight_clients_on_memory() {
+    let gateway = Kateway::memory().shards(2).start();
+    let topic = Topic::fresh("shared");
+    let mut connection = gateway.publisher();
+    for n in 0..MESSAGES {
+        connection.call(&topic.publish("", format!("message {n}"))).unwrap_or_else(|e| panic!("{e}")).expect(201);
+    }
+    share("memory store", &topic, &[gateway.subscribe]);
+}
+
+fn groups_are_independent() {
+    let topic = filled_topic();
+    let gateway = Kateway::kafka(&kafka().bootstrap()).shards(2).start();
+    for group in ["first", "second"] {
+        let frames = read_all(gateway.subscribe, &topic.read(group, "batch=1000&wait=5s"), MESSAGES);
+        assert_eq!(frames.iter().collect::<HashSet<_>>().len(), MESSAGES, "{group} gets everything");
+    }
+}
+
+fn filled_topic() -> Topic {
+    let topic = empty_topic();
+    fill(&topic);
+    topic
+}
+
+fn empty_topic() -> Topic {
+    let topic = Topic::fresh("shared");
+    kafka().admin().create_topic(&topic.in_kafka(), 4);
+    topic
+}
+
+fn fill(topic: &Topic) {
+    kafka().admin().produce(&topic.in_kafka(), 4, (0..MESSAGES).map(|n| format!("message {n}").into_bytes()));
+}
+
+/// Lets both gateways join the group while the topic is still empty.
+fn join(topic: &Topic, gateways: &[Kateway]) {
+    wait_until(Duration::from_secs(40), "both gateways are members of the group", || {
+        for gateway in gateways {
+            gateway.subscribe(&topic.read("g", "wait=100ms")).expect(204);
+        }
+        kafka().admin().members(&topic.group_in_kafka("g")).len() == gateways.len()
+    });
+}
+
+/// Eight clients, spread over `addresses`, read everything.
+fn share(what: &str, topic: &Topic, addresses: &[SocketAddr]) {
+    let seen: Mutex<Vec<Vec<Frame>>> = Mutex::default();
+    let total = AtomicUsize::new(0);
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        for client in 0..CLIENTS {
+            let (seen, total) = (&seen, &total);
+            let address = addresses[client % addresses.len()];
+            scope.spawn(move || {
+                let mine = read_share(address, topic, total);
+                seen.lock().expect("no client panics while it holds this").push(mine);
+            });
+        }
+    });
+    let took = start.elapsed();
+    let shares = seen.into_inner().expect("no client panicked");
+    let counts: Vec<usize> = shares.iter().map(Vec::len).collect();
+    figures::note(format!("group sharing, {what}: messages per client"), format!("{counts:?} in {took:?}"));
+
+    let all: Vec<&Frame> = shares.iter().flatten().collect();
+    let different: HashSet<(i32, i64)> = all.iter().map(|frame| (frame.partition, frame.offset)).collect();
+    let bodies: HashSet<&[u8]> = all.iter().map(|frame| &frame.payload[..]).collect();
+    assert_eq!(different.len(), MESSAGES, "the union is complete");
+    assert_eq!(bodies.len(), MESSAGES, "every message's own bytes");
+    assert_eq!(all.len(), MESSAGES, "no message comes twice");
+    assert!(counts.iter().all(|&count| count > 0), "every client gets a share: {counts:?}");
+}
+
+/// One client: small batches, so that eight have something to share, until all clients together have everything.
+fn read_share(address: SocketAddr, topic: &Topic, total: &AtomicUsize) -> Vec<Frame> {
+    let mut connection = Connection::open(address).expect("the gateway accepts");
+    let mut mine = Vec::new();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while total.load(Ordering::Relaxed) < MESSAGES && Instant::now() < deadline {
+        let answer = connection.call(&topic.read("g", "batch=50&wait=1s")).unwrap_or_else(|e| panic!("{e}"));
+        if answer.status == 204 {
+            continue;
+        }
+        let frames = frames::decode(&answer.expect(200).body);
+        total.fetch_add(frames.len(), Ordering::Relaxed);
+        mine.extend(frames);
+    }
+    mine
+}
+
+/// One client reads until it has `count` messages.
+fn read_all(address: SocketAddr, request: &Request, count: usize) -> Vec<Frame> {
+    let mut connection = Connection::open(address).expect("the gateway accepts");
+    let mut frames = Vec::new();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while frames.len() < count && Instant::now() < deadline {
+        let answer = connection.call(request).unwrap_or_else(|e| panic!("{e}"));
+        frames.extend(frames::decode(&answer.body));
+    }
+    frames
+}
+
+fn assert_all_committed(topic: &Topic) {
+    let admin = kafka().admin();
+    let count = i64::try_from(MESSAGES).expect("few");
+    wait_until(Duration::from_secs(10), "all of it is committed", || {
+        admin.committed_sum(&topic.group_in_kafka("g"), &topic.in_kafka()) == count
+    });
+}

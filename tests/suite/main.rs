@@ -1,0 +1,150 @@
+//! All properties of the gateway, tested from outside, in one program.
+//!
+//! One program, because ZooKeeper and three brokers take ten seconds to start and every property may use them: they are
+//! started once, and only if a selected trial needs them. Each module here holds one property, its method on top, and
+//! lists its trials in `CASES`.
+//!
+//! Order: ordinary trials run first, four at a time; then those that harm what is shared (they kill brokers) or that
+//! measure time run *alone*, one after the other. Filters, `--list`, `--exact`, `--skip` and the summary are those of
+//! Rust's own harness:
+//!
+//! ```text
+//! cargo test -p kateway-tests --test suite                     everything
+//! cargo test -p kateway-tests --test suite -- bad_input        what contains `bad_input`
+//! ```
+//!
+//! The gateway under test is `target/release/kateway`, or what `KATEWAY_BIN` names. Logs are kept when a trial fails.
+
+use std::process::ExitCode;
+use std::sync::{OnceLock, PoisonError, RwLock};
+
+use kateway_tests::kafka::{Cluster, Options};
+use kateway_tests::{figures, folder};
+use libtest_mimic::{Arguments, Trial};
+
+mod answers;
+mod bad_input;
+mod command_line;
+mod commits;
+mod drain;
+mod faults;
+mod framing;
+mod group_isolation;
+mod group_sharing;
+mod http2;
+mod ledger_checker;
+mod limits;
+mod long_poll;
+mod metrics;
+mod partitioner;
+mod pipelining;
+mod publish_modes;
+mod roundtrip;
+mod status;
+mod stores;
+mod subscribe_options;
+mod topic_names;
+
+/// Trials at a time. They mostly wait, for Kafka and for each other.
+const THREADS: usize = 4;
+
+/// One trial.
+#[derive(Clone, Copy)]
+pub struct Case {
+    name: &'static str,
+    run: fn(),
+    needs_kafka: bool,
+    alone: bool,
+}
+
+impl Case {
+    const fn new(name: &'static str, run: fn()) -> Self {
+        Self { name, run, needs_kafka: false, alone: false }
+    }
+
+    /// Uses the cluster of the run.
+    const fn kafka(mut self) -> Self {
+        self.needs_kafka = true;
+        self
+    }
+
+    /// Runs when nothing else does.
+    const fn alone(mut self) -> Self {
+        self.alone = true;
+        self
+    }
+}
+
+const ALL: &[&[Case]] = &[
+    answers::CASES,
+    bad_input::CASES,
+    command_line::CASES,
+    commits::CASES,
+    drain::CASES,
+    faults::CASES,
+    framing::CASES,
+    group_isolation::CASES,
+    group_sharing::CASES,
+    http2::CASES,
+    ledger_checker::CASES,
+    limits::CASES,
+    long_poll::CASES,
+    metrics::CASES,
+    partitioner::CASES,
+    pipelining::CASES,
+    publish_modes::CASES,
+    roundtrip::CASES,
+    status::CASES,
+    stores::CASES,
+    subscribe_options::CASES,
+    topic_names::CASES,
+];
+
+static CLUSTER: OnceLock<Cluster> = OnceLock::new();
+
+/// The cluster of this run; for trials marked [`Case::kafka`].
+pub fn kafka() -> &'static Cluster {
+    CLUSTER.get().expect("the case is marked `.kafka()`")
+}
+
+fn main() -> ExitCode {
+    let mut args = Arguments::from_args();
+    args.test_threads = args.test_threads.or(Some(THREADS));
+
+    let mut cases: Vec<Case> = ALL.concat();
+    // The summary keeps this order, and the pool takes trials in it.
+    cases.sort_by_key(|case| (case.alone, case.name));
+    let selected = |case: &&Case| !args.is_filtered_out(&trial(**case));
+    if !args.list && cases.iter().filter(selected).any(|case| case.needs_kafka) {
+        let _ = CLUSTER.set(Cluster::start(Options::TESTS));
+    }
+
+    let conclusion = libtest_mimic::run(&args, cases.into_iter().map(trial).collect());
+    figures::print();
+    if let Some(cluster) = CLUSTER.get() {
+        cluster.stop();
+    }
+    if conclusion.has_failed() {
+        println!("logs are kept in {}", folder::run().display());
+    } else {
+        folder::remove();
+    }
+    conclusion.exit_code()
+}
+
+fn trial(case: Case) -> Trial {
+    Trial::test(case.name, move || {
+        // The ordinary share the lock, the lonely own it. All ordinary trials have been handed out before the first
+        // lonely one asks, so it waits for those still running and is overtaken by none. A failed trial poisons it,
+        // which means nothing: it guards no data.
+        static TURN: RwLock<()> = RwLock::new(());
+        let (_shared, _alone);
+        if case.alone {
+            _alone = TURN.write().unwrap_or_else(PoisonError::into_inner);
+        } else {
+            _shared = TURN.read().unwrap_or_else(PoisonError::into_inner);
+        }
+        (case.run)();
+        Ok(())
+    })
+}

@@ -92,7 +92,7 @@ pub fn run(sources: Sources) -> Result<(), StartError> {
         Control { ctx, man: man_socket, kick: Arc::clone(&kicks[shards]), signals, log, sources, settings }
     };
     let executor = builder(Placement::Unbound, "control", 1_000).make().map_err(spawn_error)?;
-    executor.run(async move { run::run(control()).await });
+    executor.run(async move { run::run(control()).await }).map_err(StartError::Spawn)?;
     for handle in handles {
         // A core that failed has said so; the process ends either way.
         let _ = handle.join();
@@ -202,18 +202,19 @@ fn start_cores(
             let data = DataPlane::new(backend(&parts));
             let Parts { config, mesh, metrics, offload, .. } = parts;
             let ctx = Context::new(ShardId(n), &config, mesh, metrics, offload, Some(data));
-            let shard = Shard::new(ctx, sockets, kick);
+            let made = Shard::new(ctx, sockets, kick);
             // The start may have been given up meanwhile.
-            let _ = up.send(n);
-            shard.run().await;
+            let _ = up.send(made.as_ref().map(|_| ()).map_err(|error| io::Error::new(error.kind(), error.to_string())));
+            if let Ok(shard) = made {
+                shard.run().await;
+            }
         };
         let handle = builder(placement, &thread_name(ShardId(n)), config.preempt_us).spawn(core).map_err(spawn_error)?;
         handles.push(handle);
     }
     for _ in 0..config.count {
-        came_up
-            .recv_timeout(CORE_START_WITHIN)
-            .map_err(|_| StartError::Spawn(io::Error::other("a core did not come up")))?;
+        let up = came_up.recv_timeout(CORE_START_WITHIN).unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        up.map_err(StartError::Spawn)?;
     }
     Ok(handles)
 }

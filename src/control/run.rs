@@ -30,7 +30,8 @@ use crate::{
     config::{Host, Roles, Settings, Sources},
     mesh::{Kick, ShardId},
     proto::date,
-    server::{Connections, listener::Listener, socket},
+    readiness::Socket,
+    server::{Connections, listener::Listener},
 };
 
 /// Exit code of a drain that a second signal cut short.
@@ -74,18 +75,17 @@ impl Signals {
 }
 
 /// Runs until the drain has ended.
-pub async fn run(control: Control) {
+pub async fn run(control: Control) -> io::Result<()> {
     let Control { ctx, man, kick, signals, log, sources, settings } = control;
     let connections = Rc::new(Connections::default());
-    if let Some((socket, roles)) = man
-        && let Some(listener) = Listener::new(socket, roles, Rc::clone(&ctx), Rc::clone(&connections))
-    {
+    if let Some((socket, roles)) = man {
+        let listener = Listener::new(socket, roles, Rc::clone(&ctx), Rc::clone(&connections))?;
         glommio::spawn_local(listener.run()).detach();
     }
     glommio::spawn_local(tick(kick, connections)).detach();
-    glommio::spawn_local(reload(Rc::clone(&ctx), signals.reload, log, sources, settings)).detach();
-    let mut terminate = socket::into_unix_stream(signals.terminate);
-    let mut interrupt = socket::into_unix_stream(signals.interrupt);
+    glommio::spawn_local(reload(Rc::clone(&ctx), Socket::adopt(signals.reload.into())?, log, sources, settings)).detach();
+    let mut terminate = Socket::adopt(signals.terminate.into())?;
+    let mut interrupt = Socket::adopt(signals.interrupt.into())?;
     wait_for_either(&mut terminate, &mut interrupt).await;
     let again = glommio::spawn_local({
         let ctx = Rc::clone(&ctx);
@@ -96,9 +96,10 @@ pub async fn run(control: Control) {
     });
     drain(&ctx).await;
     again.cancel().await;
+    Ok(())
 }
 
-async fn wait_for_either(terminate: &mut glommio::net::UnixStream, interrupt: &mut glommio::net::UnixStream) {
+async fn wait_for_either(terminate: &mut Socket, interrupt: &mut Socket) {
     let (mut first, mut second) = ([0_u8; 1], [0_u8; 1]);
     // Signals arrive as single bytes; an error would mean that our own pipe broke, which ends the process as well.
     let _ = futures_lite::future::or(terminate.read(&mut first), interrupt.read(&mut second)).await;
@@ -184,8 +185,7 @@ fn cut(ctx: &Context) {
 }
 
 /// Each SIGHUP reads the sources again; what is hot takes effect, what is not is named.
-async fn reload(ctx: Rc<Context>, pipe: UnixStream, log: Log, sources: Sources, mut settings: Settings) {
-    let mut pipe = socket::into_unix_stream(pipe);
+async fn reload(ctx: Rc<Context>, mut pipe: Socket, log: Log, sources: Sources, mut settings: Settings) {
     let mut byte = [0_u8; 1];
     while matches!(pipe.read(&mut byte).await, Ok(1)) {
         match Settings::read(&sources) {

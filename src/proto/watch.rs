@@ -5,7 +5,7 @@
 
 use std::{
     cell::Cell,
-    os::fd::RawFd,
+    os::fd::OwnedFd,
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -53,7 +53,7 @@ impl Clock {
 /// One connection's deadline.
 #[derive(Debug)]
 pub struct Watch {
-    pub fd: RawFd,
+    pub socket: Rc<OwnedFd>,
     clock: Clock,
     phase: Cell<Phase>,
     deadline_ms: Cell<u64>,
@@ -61,9 +61,9 @@ pub struct Watch {
 }
 
 impl Watch {
-    pub fn new(fd: RawFd, clock: Clock) -> Self {
+    pub fn new(socket: Rc<OwnedFd>, clock: Clock) -> Self {
         Self {
-            fd,
+            socket,
             clock,
             phase: Cell::new(Phase::Idle),
             deadline_ms: Cell::new(u64::MAX),

@@ -3,10 +3,9 @@
 //! An answer that ends the connection is followed by a short reading of what the client still sends, so that the answer is not
 //! lost to a reset. A long poll ends when its client goes.
 
-use std::{os::fd::AsRawFd, rc::Rc};
+use std::rc::Rc;
 
 use bytes::Bytes;
-use glommio::net::TcpStream;
 
 use super::{Connections, Listed};
 use crate::{
@@ -18,6 +17,7 @@ use crate::{
         h2::{self, RequestBody},
         head::Framing,
     },
+    readiness::Socket,
 };
 
 /// A refused request's body is read up to here on HTTP/2, so that small ones end before their answer.
@@ -49,11 +49,10 @@ impl Drop for Open<'_> {
 }
 
 /// Serves a connection until it ends.
-pub async fn serve(ctx: &Rc<Context>, connections: &Rc<Connections>, stream: TcpStream, roles: Roles) {
+pub async fn serve(ctx: &Rc<Context>, connections: &Rc<Connections>, stream: Socket, roles: Roles) {
     let _open = Open::new(ctx);
     let config = Rc::new(ctx.config.borrow().http.clone());
-    let fd = stream.as_raw_fd();
-    let listed = connections.list(fd);
+    let listed = connections.list(&stream);
     let mut h1 = H1::new(stream, Rc::clone(&listed.watch), Rc::clone(&config));
     match h1.is_h2().await {
         Ok(true) => {
@@ -73,16 +72,16 @@ pub async fn serve(ctx: &Rc<Context>, connections: &Rc<Connections>, stream: Tcp
 }
 
 /// Answers 503 and closes: the core has as many connections as it takes.
-pub async fn refuse(ctx: &Rc<Context>, connections: &Rc<Connections>, stream: TcpStream) {
+pub async fn refuse(ctx: &Rc<Context>, connections: &Rc<Connections>, stream: Socket) {
     let config = Rc::new(ctx.config.borrow().http.clone());
-    let listed = connections.list(stream.as_raw_fd());
+    let listed = connections.list(&stream);
     let mut h1 = H1::new(stream, Rc::clone(&listed.watch), config);
     if h1.answer(api::too_many_connections(ctx), &UNREADABLE, true).await.is_ok() {
         h1.close().await;
     }
 }
 
-async fn serve_h1(ctx: &Rc<Context>, mut h1: H1<TcpStream>, roles: Roles) {
+async fn serve_h1(ctx: &Rc<Context>, mut h1: H1<Socket>, roles: Roles) {
     loop {
         let next = h1.next(|head| api::plan(ctx, head, roles)).await;
         let (planned, mut pending) = match next {
@@ -117,7 +116,7 @@ async fn serve_h1(ctx: &Rc<Context>, mut h1: H1<TcpStream>, roles: Roles) {
 }
 
 /// Runs the plan; `None` when it was a long poll and its client has gone.
-async fn run(ctx: &Rc<Context>, h1: &mut H1<TcpStream>, planned: Planned, body: Bytes) -> Option<Reply> {
+async fn run(ctx: &Rc<Context>, h1: &mut H1<Socket>, planned: Planned, body: Bytes) -> Option<Reply> {
     if !planned.ends_with_client() {
         return Some(planned.run(ctx, body).await);
     }
@@ -130,7 +129,7 @@ async fn run(ctx: &Rc<Context>, h1: &mut H1<TcpStream>, planned: Planned, body: 
 }
 
 /// Writes the answer; gives the connection back if it goes on.
-async fn answer(mut h1: H1<TcpStream>, reply: Reply, pending: &Pending, must_close: bool) -> Option<H1<TcpStream>> {
+async fn answer(mut h1: H1<Socket>, reply: Reply, pending: &Pending, must_close: bool) -> Option<H1<Socket>> {
     let close = must_close || reply.close || !pending.keep_alive;
     if h1.answer(reply, pending, close).await.is_err() {
         return None;
@@ -142,7 +141,7 @@ async fn answer(mut h1: H1<TcpStream>, reply: Reply, pending: &Pending, must_clo
     Some(h1)
 }
 
-async fn answer_malformed(ctx: &Rc<Context>, mut h1: H1<TcpStream>, cause: Malformed) {
+async fn answer_malformed(ctx: &Rc<Context>, mut h1: H1<Socket>, cause: Malformed) {
     if let Some(reply) = api::malformed(ctx, cause)
         && h1.answer(reply, &UNREADABLE, true).await.is_ok()
     {

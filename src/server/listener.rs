@@ -1,24 +1,20 @@
 //! One listening socket of one core: accept, count, hand to a connection task.
 //!
-//! glommio's `accept` loses connections when it is raced with anything, so it stands alone in its loop; it ends by shutting the
-//! listening socket. A connection over the bound is answered 503 and closed, so the client knows.
+//! A connection over the bound is answered 503 and closed, so the client knows. Closing serves what the kernel already took in.
 
 use std::{
-    cell::Cell,
-    net::SocketAddr,
-    os::fd::{AsRawFd, RawFd},
-    panic::AssertUnwindSafe,
-    rc::Rc,
-    time::Duration,
+    cell::RefCell, io, net::SocketAddr, os::fd::OwnedFd, panic::AssertUnwindSafe, rc::Rc, time::Duration,
 };
 
 use futures_lite::FutureExt;
-use glommio::net::{TcpListener, TcpStream};
 
-use super::{Connections, conn, socket};
+use super::{Connections, conn};
 use crate::{
-    api::{context::Context, frame::DrainPhase},
-    config::resolve::Roles,
+    api::context::Context,
+    config::Roles,
+    limits,
+    readiness::{ListenSocket, Socket},
+    store::notify::Notify,
 };
 
 /// Pause after an accept that failed for want of resources (EMFILE): the queue stays, the core does not spin.
@@ -28,54 +24,71 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub struct Listener {
     pub addr: SocketAddr,
-    pub roles: Roles,
-    listener: TcpListener,
-    fd: RawFd,
-    closed: Cell<bool>,
+    roles: Roles,
+    /// Gone once closed.
+    socket: RefCell<Option<Rc<ListenSocket>>>,
+    closed: Notify,
     ctx: Rc<Context>,
     connections: Rc<Connections>,
 }
 
 impl Listener {
-    pub fn new(socket: socket2::Socket, roles: Roles, ctx: Rc<Context>, connections: Rc<Connections>) -> Option<Rc<Self>> {
-        let addr = socket.local_addr().ok()?.as_socket()?;
-        let fd = socket.as_raw_fd();
-        let listener = socket::into_listener(socket);
-        Some(Rc::new(Self { addr, roles, listener, fd, closed: Cell::new(false), ctx, connections }))
+    pub fn new(
+        socket: socket2::Socket,
+        roles: Roles,
+        ctx: Rc<Context>,
+        connections: Rc<Connections>,
+    ) -> io::Result<Rc<Self>> {
+        let addr = socket.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
+        let socket = RefCell::new(Some(Rc::new(ListenSocket::adopt(OwnedFd::from(socket))?)));
+        Ok(Rc::new(Self { addr, roles, socket, closed: Notify::default(), ctx, connections }))
     }
 
     /// Accepts until [`Listener::close`].
     pub async fn run(self: Rc<Self>) {
-        while !self.closed.get() {
-            match self.listener.accept().await {
-                Ok(stream) => self.serve(stream),
-                Err(_) if self.closed.get() => return,
-                Err(error) => {
+        let mut accepted = 0_usize;
+        loop {
+            let Some(socket) = self.socket.borrow().clone() else { return };
+            let next = async { Some(socket.accept().await) };
+            let closed = async {
+                self.closed.wait().await;
+                None
+            };
+            match futures_lite::future::or(next, closed).await {
+                Some(Ok(stream)) => self.serve(stream),
+                Some(Err(error)) => {
                     tracing::warn!(%error, addr = %self.addr, "accept failed");
                     glommio::timer::sleep(ACCEPT_PAUSE).await;
                 }
+                None => {
+                    // What came while this task was being woken.
+                    self.serve_pending(&socket);
+                    return;
+                }
+            }
+            accepted += 1;
+            if accepted.is_multiple_of(limits::LOOP_ITEMS_MAX) {
+                futures_lite::future::yield_now().await;
             }
         }
     }
 
     /// Serves what the kernel already took in, then stops listening.
     pub fn close(&self) {
-        if self.closed.replace(true) {
-            return;
-        }
-        for stream in socket::accept_pending(self.fd) {
-            self.serve(stream);
-        }
-        socket::shutdown(self.fd, std::net::Shutdown::Both);
+        let Some(socket) = self.socket.borrow_mut().take() else { return };
+        self.serve_pending(&socket);
+        self.closed.ring();
     }
 
-    fn serve(&self, stream: TcpStream) {
+    fn serve_pending(&self, socket: &ListenSocket) {
+        while let Ok(stream) = socket.accept_now() {
+            self.serve(stream);
+        }
+    }
+
+    fn serve(&self, stream: Socket) {
         let cells = &self.ctx.metrics.cells;
         cells.accepted.add(1);
-        if let Err(error) = socket::prepare_accepted(&stream) {
-            tracing::debug!(%error, "an accepted socket was gone at once");
-            return;
-        }
         let over = self.connections.len() >= self.ctx.config.borrow().http.connections_max;
         if over {
             cells.connections_refused.add(1);
@@ -95,10 +108,5 @@ impl Listener {
             }
         })
         .detach();
-    }
-
-    /// Whether connections accepted now are to be closed soon.
-    pub fn is_draining(&self) -> bool {
-        self.ctx.drain_phase() != DrainPhase::Serving
     }
 }

@@ -7,11 +7,14 @@ pub mod conn;
 pub mod listener;
 pub mod socket;
 
-use std::{cell::RefCell, rc::Rc};
+use std::{cell::RefCell, net::Shutdown, rc::Rc};
 
 use slab::Slab;
 
-use crate::proto::watch::{Clock, Phase, Watch};
+use crate::{
+    proto::watch::{Clock, Phase, Watch},
+    readiness::{self, Socket},
+};
 
 /// Every open connection of one core, for deadlines and drain.
 #[derive(Debug, Default)]
@@ -20,7 +23,7 @@ pub struct Connections {
     open: RefCell<Slab<Rc<Watch>>>,
 }
 
-/// A connection's place in the list; left when dropped, which is before its socket closes.
+/// A connection's place in the list; left when dropped.
 #[derive(Debug)]
 pub struct Listed {
     connections: Rc<Connections>,
@@ -43,8 +46,8 @@ impl Connections {
         self.open.borrow().is_empty()
     }
 
-    fn list(self: &Rc<Self>, fd: std::os::fd::RawFd) -> Listed {
-        let watch = Rc::new(Watch::new(fd, self.clock.clone()));
+    fn list(self: &Rc<Self>, socket: &Socket) -> Listed {
+        let watch = Rc::new(Watch::new(socket.handle(), self.clock.clone()));
         let key = self.open.borrow_mut().insert(Rc::clone(&watch));
         Listed { connections: Rc::clone(self), key, watch }
     }
@@ -57,7 +60,7 @@ impl Connections {
                 expired += 1;
                 // The reader finds the end of the stream and then what it was waiting for; a writer must be cut.
                 let both = matches!(watch.phase(), Phase::Write | Phase::Discard);
-                socket::shutdown(watch.fd, if both { std::net::Shutdown::Both } else { std::net::Shutdown::Read });
+                readiness::shut(&watch.socket, if both { Shutdown::Both } else { Shutdown::Read });
             }
         }
         expired
@@ -67,7 +70,7 @@ impl Connections {
     pub fn close_idle(&self) {
         for (_, watch) in &*self.open.borrow() {
             if watch.phase() == Phase::Idle {
-                socket::shutdown(watch.fd, std::net::Shutdown::Read);
+                readiness::shut(&watch.socket, Shutdown::Read);
             }
         }
     }

@@ -5,6 +5,7 @@
 //! a timer: glommio 0.9 can park an executor that has runnable tasks, and a wake from outside is what ends that.
 
 use std::{
+    io,
     panic::AssertUnwindSafe,
     rc::Rc,
     sync::Arc,
@@ -44,11 +45,11 @@ pub struct Shard {
 }
 
 impl Shard {
-    pub fn new(ctx: Rc<Context>, sockets: Vec<(socket2::Socket, Roles)>, kick: Arc<Kick>) -> Rc<Self> {
+    pub fn new(ctx: Rc<Context>, sockets: Vec<(socket2::Socket, Roles)>, kick: Arc<Kick>) -> io::Result<Rc<Self>> {
         let connections = Rc::new(Connections::default());
         let listener = |(socket, roles)| Listener::new(socket, roles, Rc::clone(&ctx), Rc::clone(&connections));
-        let listeners = sockets.into_iter().filter_map(listener).collect();
-        Rc::new(Self { ctx, connections, listeners, kick })
+        let listeners = sockets.into_iter().map(listener).collect::<io::Result<_>>()?;
+        Ok(Rc::new(Self { ctx, connections, listeners, kick }))
     }
 
     /// Runs until the gateway has finished ([`Frame::Finish`] answered).

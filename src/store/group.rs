@@ -265,6 +265,11 @@ impl Group {
         self.wake_all();
     }
 
+    /// The source can serve again, with what it has.
+    pub fn recovered(&self) {
+        self.fault.replace(None);
+    }
+
     /// Partitions whose contiguous end moved since this was last asked: what to commit.
     pub fn take_dirty(&self) -> Vec<(Partition, Offset)> {
         let mut parts = self.parts.borrow_mut();

@@ -1,0 +1,285 @@
+//! A reader group's membership: one librdkafka consumer and the task that pumps it, on the group's home core.
+//!
+//! ```text
+//!  librdkafka --> consumer queue: rebalances, commit results, errors --\
+//!             --> queue per partition: messages ------------------------+--> pump --> store::Group --> clients
+//!                   (a byte in the socket pair rings the group's bell) -/     ^-- demand, acks, close: the same bell
+//! ```
+//!
+//! Invariants: messages are taken only as waiting clients want them; the consumer queue is polled each second, clients or not,
+//! so no client causes a rebalance; partitions are taken and given up in the offload pool, the others go on meanwhile; a
+//! partition's leases are void before it is given up, so an acknowledgement is either committed or refused. Per core.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    ffi::CString,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures_lite::{AsyncReadExt, future};
+use glommio::{Task, net::UnixStream};
+
+use super::{
+    native::{Client, Kind, PartitionList, hear_on_core},
+    offsets::{self, AssignError, Start},
+    options,
+    pump::Pump,
+    reach::{LogLimit, Reach},
+    stats::ConsumerStats,
+    topic_name,
+};
+use crate::{
+    config::resolve::Config,
+    offload::{Offload, OffloadError},
+    store::{Group, Offset, Partition, Reset, Topic, notify::Notify},
+};
+
+/// How long a client that could not be made, or that broke, waits for the next.
+const REJOIN: Duration = Duration::from_secs(1);
+/// Between two questions for offsets.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
+/// What a commit may hold up a rebalance, and what leaving may take.
+pub(super) const COMMIT_MAX: Duration = Duration::from_secs(2);
+const LEAVE_MAX: Duration = Duration::from_secs(6);
+
+/// What a member needs of its core.
+#[derive(Clone, Debug)]
+pub(super) struct Surroundings {
+    pub config: Arc<Config>,
+    pub offload: Offload,
+    pub stats: Rc<ConsumerStats>,
+    pub reach: Rc<Reach>,
+}
+
+/// What came of something that ran in the offload pool.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    Assigned(Vec<Start>),
+    /// The assignment was overtaken; nothing is ours.
+    NotAssigned,
+    /// These ends were not committed, or were.
+    GaveUp { ends: Vec<(Partition, Offset)>, is_committed: bool },
+    Restarted { partition: Partition, oldest: Option<Offset> },
+}
+
+/// One group's membership.
+#[derive(Debug)]
+pub(super) struct Member {
+    pub group: Rc<Group>,
+    pub topic: CString,
+    pub reset: Reset,
+    pub around: Surroundings,
+    pub log: LogLimit,
+    outcomes: RefCell<VecDeque<Outcome>>,
+    /// Jobs in the offload pool that answer a rebalance.
+    jobs: Cell<usize>,
+    is_over: Cell<bool>,
+    over: Notify,
+    task: RefCell<Option<Task<()>>>,
+}
+
+impl Member {
+    /// Joins. The pump runs until the group is closed or the member dropped.
+    pub fn join(around: Surroundings, topic: &Topic, group_id: &str, reset: Reset) -> Rc<Self> {
+        around.stats.groups_opened.one();
+        let member = Rc::new(Self {
+            group: Group::new(&topic.name, group_id),
+            topic: topic_name(&topic.name),
+            reset,
+            around,
+            log: LogLimit::default(),
+            outcomes: RefCell::default(),
+            jobs: Cell::new(0),
+            is_over: Cell::new(false),
+            over: Notify::default(),
+            task: RefCell::default(),
+        });
+        let task = glommio::spawn_local(Rc::clone(&member).run());
+        member.task.replace(Some(task));
+        member
+    }
+
+    async fn run(self: Rc<Self>) {
+        while let Some((client, hear)) = self.connect().await {
+            let Some(pump) = Pump::new(Rc::clone(&self), client) else { break };
+            let ringer = glommio::spawn_local(ring(Rc::clone(&self.group), hear));
+            let is_closed = pump.run().await;
+            drop(ringer);
+            if is_closed {
+                break;
+            }
+            self.nap(REJOIN).await;
+        }
+        self.is_over.set(true);
+        self.over.ring();
+    }
+
+    /// A client that has subscribed; `None` when the group closes before there is one.
+    async fn connect(&self) -> Option<(Arc<Client>, UnixStream)> {
+        loop {
+            if self.group.is_closing() {
+                return None;
+            }
+            let options = options::consumer(&self.around.config, &self.group.group_id);
+            let (offload, topic) = (self.around.offload.clone(), self.topic.clone());
+            let made = self.around.offload.run(move || {
+                let (client, hear) = Client::create(Kind::Consumer, &options, &offload)?;
+                client.subscribe(&topic).map_err(|code| code.name().to_owned())?;
+                Ok::<_, String>((client, hear))
+            });
+            let reason = match made.await {
+                Ok(Ok((client, hear))) => return Some((client, hear_on_core(hear))),
+                Ok(Err(text)) => text,
+                Err(error) => format!("offload pool: {error:?}"),
+            };
+            if let Some(held) = self.log.pass(Instant::now()) {
+                tracing::error!(group = self.group.group_id, reason, held, "a group could not be joined");
+            }
+            self.group.fail(&reason);
+            self.nap(REJOIN).await;
+        }
+    }
+
+    /// Sleeps; the group's bell ends it.
+    pub async fn nap(&self, most: Duration) {
+        let rung = self.group.bell.wait();
+        future::or(rung, async { glommio::timer::sleep(most).await }).await;
+    }
+
+    pub fn next_outcome(&self) -> Option<Outcome> {
+        self.outcomes.borrow_mut().pop_front()
+    }
+
+    /// Whether rebalances are still being answered.
+    pub fn is_busy(&self) -> bool {
+        self.jobs.get() > 0 || !self.outcomes.borrow().is_empty()
+    }
+
+    fn report(&self, outcome: Outcome) {
+        self.outcomes.borrow_mut().push_back(outcome);
+        self.group.bell.ring();
+    }
+
+    /// Leaves, with what is acknowledged committed. Gives up waiting after some seconds: the session then times out.
+    pub async fn leave(&self) {
+        self.group.close();
+        let over = self.over.wait();
+        if !self.is_over.get() {
+            let late = async {
+                glommio::timer::sleep(LEAVE_MAX + COMMIT_MAX).await;
+                self.around.stats.closes_overdue.one();
+                tracing::warn!(group = self.group.group_id, "a group could not be left in time");
+            };
+            future::or(over, late).await;
+        }
+        self.abandon();
+        self.around.stats.groups_closed.one();
+    }
+
+    /// Ends the pump without a good-bye; the client goes with it.
+    pub fn abandon(&self) {
+        self.task.replace(None);
+    }
+}
+
+// === answers to rebalances ===
+
+impl Member {
+    /// Answers an assignment, sooner or later; the outcome is [`Outcome::Assigned`].
+    pub fn assign(self: &Rc<Self>, client: &Arc<Client>, partitions: Vec<Partition>) {
+        let (this, client) = (Rc::clone(self), Arc::clone(client));
+        self.spawn(async move {
+            loop {
+                let (asked, topic, parts) = (Arc::clone(&client), this.topic.clone(), partitions.clone());
+                let (reset, timeout) = (this.reset, this.around.config.kafka.admin_timeout);
+                if this.group.is_closing() {
+                    let _ = this.around.offload.run(move || offsets::decline(&asked, &topic)).await;
+                    return Outcome::NotAssigned;
+                }
+                let call = move || offsets::assign(&asked, &topic, &parts, reset, timeout);
+                let reason = match this.around.offload.run(call).await {
+                    Ok(Ok(starts)) => return Outcome::Assigned(starts),
+                    Ok(Err(AssignError::Stale(text))) => {
+                        tracing::debug!(text, "an assignment was not current any more");
+                        return Outcome::NotAssigned;
+                    }
+                    Ok(Err(AssignError::Offsets(code))) => code.name(),
+                    Err(OffloadError::Full) => "the offload pool is full",
+                    Err(OffloadError::Panicked) => "a call failed",
+                };
+                this.trouble(reason);
+                glommio::timer::sleep(ASK_AGAIN).await;
+            }
+        });
+    }
+
+    /// Commits `ends` and gives `partitions` up; the outcome is [`Outcome::GaveUp`].
+    pub fn give_up(self: &Rc<Self>, client: &Arc<Client>, ends: Vec<(Partition, Offset)>, partitions: PartitionList) {
+        let (this, client) = (Rc::clone(self), Arc::clone(client));
+        self.spawn(async move {
+            let (topic, sent) = (this.topic.clone(), ends.clone());
+            let call = move || offsets::give_up(&client, &topic, &sent, &partitions, COMMIT_MAX);
+            let result = this.around.offload.run(call).await;
+            if let Ok(Err(code)) = &result {
+                tracing::warn!(group = this.group.group_id, error = code.name(), "commit before giving up failed");
+            }
+            Outcome::GaveUp { ends, is_committed: matches!(result, Ok(Ok(()))) }
+        });
+    }
+
+    /// Continues a partition at its oldest message; the outcome is [`Outcome::Restarted`].
+    pub fn restart(self: &Rc<Self>, client: &Arc<Client>, partition: Partition) {
+        let (this, client) = (Rc::clone(self), Arc::clone(client));
+        self.spawn(async move {
+            let (topic, timeout) = (this.topic.clone(), this.around.config.kafka.admin_timeout);
+            let call = move || offsets::restart_at_oldest(&client, &topic, partition, timeout);
+            let oldest = match this.around.offload.run(call).await {
+                Ok(Ok(oldest)) => Some(oldest),
+                other => {
+                    this.trouble(&format!("partition {partition} could not be repositioned: {other:?}"));
+                    glommio::timer::sleep(ASK_AGAIN).await;
+                    None
+                }
+            };
+            Outcome::Restarted { partition, oldest }
+        });
+    }
+
+    /// Something that should work does not, at the moment.
+    fn trouble(&self, reason: &str) {
+        self.around.stats.errors.one();
+        if let Some(held) = self.log.pass(Instant::now()) {
+            tracing::warn!(group = self.group.group_id, reason, held, "trouble with a group");
+        }
+        if !self.group.is_assigned() {
+            self.group.fail(reason);
+        }
+    }
+
+    fn spawn(self: &Rc<Self>, job: impl Future<Output = Outcome> + 'static) {
+        let this = Rc::clone(self);
+        this.jobs.set(this.jobs.get() + 1);
+        glommio::spawn_local(async move {
+            let outcome = job.await;
+            this.jobs.set(this.jobs.get() - 1);
+            this.report(outcome);
+        })
+        .detach();
+    }
+}
+
+/// Rings the group's bell whenever one of the client's queues has something. Ends with the client, or dropped.
+async fn ring(group: Rc<Group>, mut hear: UnixStream) {
+    let mut bytes = [0; 64];
+    while let Ok(1..) = hear.read(&mut bytes).await {
+        group.bell.ring();
+    }
+}
+
+/// How long a pump that leaves waits for librdkafka.
+pub(super) fn leave_by(now: Instant) -> Instant {
+    now + LEAVE_MAX
+}

@@ -1,0 +1,385 @@
+//! Delivery reports: from librdkafka's queue to the one request that waits for each.
+//!
+//! ```text
+//!  librdkafka threads --> main queue --(1 byte when it stops being empty)--> socket pair --> this core
+//!                             \---- drained in steps of LOOP_ITEMS_MAX, a yield between ----> Outbox slot --> Report
+//! ```
+//!
+//! Invariants: a report wakes exactly its own request; a request never waits past its deadline: then it is told "unknown" and
+//! the payload stays with librdkafka until the report; what a report means for the data is decided in [`judge`] alone.
+//! Per core. It knows no HTTP and does not produce.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    future::Future,
+    mem,
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    time::Instant,
+};
+
+use futures_lite::AsyncReadExt;
+use glommio::net::UnixStream;
+use rdkafka::bindings::rd_kafka_resp_err_t as rd;
+
+use super::{
+    native::{Client, ErrorCode, Event, Outbox, Queue, Reported, Reports, Status, Ticket, TopicHandle},
+    reach::{LogLimit, Reach},
+    stats::ProducerStats,
+};
+use crate::{
+    limits,
+    store::{ProduceError, Stored},
+};
+
+type Outcome = Result<Stored, ProduceError>;
+
+/// Who wants to know of a record.
+#[derive(Debug)]
+pub(super) enum Wait {
+    Nobody,
+    Request(Option<Waker>),
+    Answered(Outcome),
+}
+
+#[derive(Debug)]
+pub(super) struct Pending {
+    pub wait: Wait,
+    pub is_overdue: bool,
+}
+
+/// One librdkafka producer with what it holds. A fatal error ends a pipe; the producer then makes another.
+#[derive(Debug)]
+pub(super) struct Pipe {
+    pub outbox: RefCell<Outbox<Pending>>,
+    /// Handles by `Topic::slot`.
+    pub topics: RefCell<Vec<Option<Arc<TopicHandle>>>>,
+    /// Requests in the order of their deadlines, which are all equally far away.
+    pub due: RefCell<VecDeque<(Instant, Ticket)>>,
+    /// No more records: only reports are still to come.
+    pub is_retired: Cell<bool>,
+    queue: Queue,
+    pub client: Arc<Client>,
+    stats: Rc<ProducerStats>,
+    reach: Rc<Reach>,
+    log: LogLimit,
+}
+
+impl Pipe {
+    pub fn new(client: Arc<Client>, stats: Rc<ProducerStats>, reach: Rc<Reach>) -> Option<Rc<Self>> {
+        let queue = client.main_queue()?;
+        queue.watch();
+        Some(Rc::new(Self {
+            outbox: RefCell::new(Outbox::new(Arc::clone(&client))),
+            topics: RefCell::default(),
+            due: RefCell::default(),
+            is_retired: Cell::new(false),
+            queue,
+            client,
+            stats,
+            reach,
+            log: LogLimit::default(),
+        }))
+    }
+
+    /// No more records after a fatal error: everything queued is failed at once, by reports.
+    pub fn retire(&self) {
+        if !self.is_retired.replace(true) {
+            self.client.purge();
+        }
+    }
+
+    /// Serves reports until the executor ends, or the pipe is retired and empty.
+    pub async fn serve(self: Rc<Self>, mut bell: UnixStream) {
+        let mut bytes = [0; 64];
+        loop {
+            self.drain().await;
+            if self.is_retired.get() && self.outbox.borrow().lent().0 == 0 {
+                break;
+            }
+            match bell.read(&mut bytes).await {
+                Ok(0) | Err(_) => break,
+                Ok(_) => self.stats.wakeups.one(),
+            }
+        }
+    }
+
+    async fn drain(&self) {
+        let mut handled = 0;
+        while let Some(event) = self.queue.poll() {
+            match event {
+                Event::Reports(reports) => handled += self.take_reports(reports).await,
+                Event::Error { code, text, fatal } => self.take_error(code, &text, fatal),
+                Event::Log { level, text } => log_line(level, &text),
+                _ => {}
+            }
+            handled += 1;
+            if handled >= limits::LOOP_ITEMS_MAX {
+                handled = 0;
+                glommio::executor().yield_now().await;
+            }
+        }
+    }
+
+    /// Gives how many were handled since the last yield.
+    async fn take_reports(&self, mut reports: Reports) -> usize {
+        loop {
+            let mut stored = false;
+            let count = reports.next_some(|report| {
+                stored |= report.code.is_ok();
+                self.take_report(&report);
+            });
+            if stored {
+                self.reach.heard(Instant::now());
+            }
+            if count < limits::LOOP_ITEMS_MAX {
+                return count;
+            }
+            glommio::executor().yield_now().await;
+        }
+    }
+
+    fn take_report(&self, report: &Reported) {
+        let outcome = judge(report);
+        self.count(&outcome);
+        let mut outbox = self.outbox.borrow_mut();
+        let Some((ticket, pending)) = outbox.settle(report) else {
+            debug_assert!(false, "a report for a record that was not sent");
+            return;
+        };
+        if pending.is_overdue {
+            self.stats.late.one();
+        }
+        match mem::replace(&mut pending.wait, Wait::Nobody) {
+            Wait::Nobody => outbox.release(ticket),
+            Wait::Request(waker) => {
+                pending.wait = Wait::Answered(outcome);
+                drop(outbox);
+                if let Some(waker) = waker {
+                    waker.wake();
+                }
+            }
+            answered @ Wait::Answered(_) => pending.wait = answered,
+        }
+    }
+
+    fn count(&self, outcome: &Outcome) {
+        let counter = match outcome {
+            Ok(_) => &self.stats.stored,
+            Err(ProduceError::NotStored { .. } | ProduceError::QueueFull { .. }) => &self.stats.not_stored,
+            Err(ProduceError::Unknown { .. }) => &self.stats.unknown,
+            Err(ProduceError::Refused { .. }) => &self.stats.refused,
+            Err(ProduceError::UnknownTopic | ProduceError::UnknownPartition) => &self.stats.unknown_topic,
+        };
+        counter.one();
+    }
+
+    fn take_error(&self, code: ErrorCode, text: &str, fatal: bool) {
+        let now = Instant::now();
+        if code.is(rd::RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN) {
+            self.reach.missed();
+        }
+        if fatal {
+            tracing::error!(error = code.name(), text, "the producer failed for good and is replaced");
+            self.retire();
+        } else if let Some(held) = self.log.pass(now) {
+            tracing::warn!(error = code.name(), text, held, "producer error");
+        }
+    }
+
+    /// Answers requests whose deadline has passed; their payloads stay lent.
+    pub async fn sweep(&self, now: Instant) {
+        let mut handled = 0;
+        loop {
+            let Some((due, ticket)) = self.due.borrow().front().copied() else { return };
+            let mut outbox = self.outbox.borrow_mut();
+            let waiting = outbox.get_mut(ticket).filter(|pending| matches!(pending.wait, Wait::Request(_)));
+            if let Some(pending) = waiting {
+                if due > now {
+                    return;
+                }
+                let answer = Wait::Answered(Err(ProduceError::Unknown { reason: "DEADLINE" }));
+                let waiting = mem::replace(&mut pending.wait, answer);
+                pending.is_overdue = true;
+                self.stats.overdue.one();
+                if let Wait::Request(Some(waker)) = waiting {
+                    waker.wake();
+                }
+            }
+            drop(outbox);
+            self.due.borrow_mut().pop_front();
+            handled += 1;
+            if handled % limits::LOOP_ITEMS_MAX == 0 {
+                glommio::executor().yield_now().await;
+            }
+        }
+    }
+}
+
+/// What a report says about the data.
+pub(super) fn judge(report: &Reported) -> Outcome {
+    if report.code.is_ok() {
+        // With acks=0 there is no offset, only librdkafka's "invalid".
+        return Ok(Stored { partition: report.partition, offset: report.offset.max(-1) });
+    }
+    let reason = report.code.name();
+    // The status first: NOT_ENOUGH_REPLICAS_AFTER_APPEND and time-outs after sending are in the leader's log, perhaps.
+    if report.status != Status::NotPersisted {
+        return Err(ProduceError::Unknown { reason });
+    }
+    Err(refusal(report.code).unwrap_or(ProduceError::NotStored { reason }))
+}
+
+/// Errors that will be the same next time: about the topic or the record, not about the moment.
+pub(super) fn refusal(code: ErrorCode) -> Option<ProduceError> {
+    const UNKNOWN_TOPIC: [rd; 2] =
+        [rd::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC, rd::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART];
+    const REFUSED: [rd; 12] = [
+        rd::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE,
+        rd::RD_KAFKA_RESP_ERR_RECORD_LIST_TOO_LARGE,
+        rd::RD_KAFKA_RESP_ERR_TOPIC_EXCEPTION,
+        rd::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED,
+        rd::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED,
+        rd::RD_KAFKA_RESP_ERR_TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
+        rd::RD_KAFKA_RESP_ERR_INVALID_RECORD,
+        rd::RD_KAFKA_RESP_ERR_POLICY_VIOLATION,
+        rd::RD_KAFKA_RESP_ERR_INVALID_TIMESTAMP,
+        rd::RD_KAFKA_RESP_ERR_INVALID_REQUIRED_ACKS,
+        rd::RD_KAFKA_RESP_ERR_UNSUPPORTED_FOR_MESSAGE_FORMAT,
+        rd::RD_KAFKA_RESP_ERR_UNSUPPORTED_COMPRESSION_TYPE,
+    ];
+    if UNKNOWN_TOPIC.iter().any(|known| code.is(*known)) {
+        return Some(ProduceError::UnknownTopic);
+    }
+    if code.is(rd::RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION) {
+        return Some(ProduceError::UnknownPartition);
+    }
+    let refused = REFUSED.iter().any(|known| code.is(*known));
+    refused.then(|| ProduceError::Refused { reason: code.name() })
+}
+
+/// librdkafka's own log lines, at syslog levels.
+pub(super) fn log_line(level: i32, text: &str) {
+    match level {
+        ..=3 => tracing::warn!("librdkafka {text}"),
+        4 | 5 => tracing::info!("librdkafka {text}"),
+        _ => tracing::debug!("librdkafka {text}"),
+    }
+}
+
+/// The report of one record. Dropped before it is there, it only stops the waiting.
+#[derive(Debug)]
+pub struct Report(State);
+
+#[derive(Debug)]
+enum State {
+    Waiting { pipe: Rc<Pipe>, ticket: Ticket },
+    /// Known at once (a test switch).
+    Known(Stored),
+    Over,
+}
+
+impl Report {
+    pub(super) fn waiting(pipe: Rc<Pipe>, ticket: Ticket) -> Self {
+        Self(State::Waiting { pipe, ticket })
+    }
+
+    pub(super) fn known(stored: Stored) -> Self {
+        Self(State::Known(stored))
+    }
+}
+
+impl Future for Report {
+    type Output = Outcome;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
+        let outcome = match &self.0 {
+            State::Known(stored) => Ok(*stored),
+            State::Over => Err(ProduceError::Unknown { reason: "POLLED_AFTER_THE_END" }),
+            State::Waiting { pipe, ticket } => {
+                let mut outbox = pipe.outbox.borrow_mut();
+                let pending = outbox.get_mut(*ticket).expect("a slot stays until its report is taken");
+                if let Wait::Request(waker) = &mut pending.wait {
+                    match waker {
+                        Some(kept) if kept.will_wake(cx.waker()) => {}
+                        _ => *waker = Some(cx.waker().clone()),
+                    }
+                    return Poll::Pending;
+                }
+                let answered = mem::replace(&mut pending.wait, Wait::Nobody);
+                outbox.release(*ticket);
+                match answered {
+                    Wait::Answered(outcome) => outcome,
+                    _ => Err(ProduceError::Unknown { reason: "NOBODY_WAITED" }),
+                }
+            }
+        };
+        self.0 = State::Over;
+        Poll::Ready(outcome)
+    }
+}
+
+impl Drop for Report {
+    fn drop(&mut self) {
+        if let State::Waiting { pipe, ticket } = &self.0 {
+            let mut outbox = pipe.outbox.borrow_mut();
+            if let Some(pending) = outbox.get_mut(*ticket) {
+                pending.wait = Wait::Nobody;
+            }
+            outbox.release(*ticket);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(code: rd, status: Status) -> Reported {
+        Reported { code: code.into(), status, partition: 1, offset: 7, opaque: 0 }
+    }
+
+    #[test]
+    fn the_status_decides_about_the_data() {
+        let stored = judge(&report(rd::RD_KAFKA_RESP_ERR_NO_ERROR, Status::Persisted));
+        assert_eq!(stored, Ok(Stored { partition: 1, offset: 7 }));
+        for (code, status, expected) in [
+            (rd::RD_KAFKA_RESP_ERR__MSG_TIMED_OUT, Status::NotPersisted, "not stored"),
+            (rd::RD_KAFKA_RESP_ERR__MSG_TIMED_OUT, Status::PossiblyPersisted, "unknown"),
+            (rd::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS, Status::NotPersisted, "not stored"),
+            (rd::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS_AFTER_APPEND, Status::PossiblyPersisted, "unknown"),
+            (rd::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE, Status::NotPersisted, "refused"),
+            (rd::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE, Status::PossiblyPersisted, "unknown"),
+            (rd::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED, Status::NotPersisted, "refused"),
+            (rd::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART, Status::NotPersisted, "no topic"),
+            (rd::RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION, Status::NotPersisted, "no partition"),
+            (rd::RD_KAFKA_RESP_ERR__PURGE_INFLIGHT, Status::PossiblyPersisted, "unknown"),
+        ] {
+            let got = match judge(&report(code, status)) {
+                Err(ProduceError::NotStored { .. }) => "not stored",
+                Err(ProduceError::Unknown { .. }) => "unknown",
+                Err(ProduceError::Refused { .. }) => "refused",
+                Err(ProduceError::UnknownTopic) => "no topic",
+                Err(ProduceError::UnknownPartition) => "no partition",
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(got, expected, "{code:?} {status:?}");
+        }
+    }
+
+    #[test]
+    fn errors_have_their_names_and_new_codes_do_not_crash() {
+        assert_eq!(ErrorCode::from(rd::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS).name(), "NOT_ENOUGH_REPLICAS");
+        assert_eq!(ErrorCode(9_999).name(), "UNKNOWN_ERROR_CODE");
+    }
+
+    #[test]
+    fn no_ack_means_no_offset() {
+        let mut none = report(rd::RD_KAFKA_RESP_ERR_NO_ERROR, Status::Persisted);
+        none.offset = -1001;
+        assert_eq!(judge(&none), Ok(Stored { partition: 1, offset: -1 }));
+    }
+}

@@ -1,0 +1,211 @@
+//! Apache Kafka behind the store seam: producers, groups and questions about topics, by librdkafka.
+//!
+//! ```text
+//!   KafkaStore (one per core)
+//!     producer[all|local|none] --> delivery::Pipe --> native::Outbox --> librdkafka     reports come back to the same core
+//!     consumer (one per group) --> store::Group                                         messages are taken when clients wait
+//!     admin, reach             --> offload pool                                         everything that waits for a broker
+//! ```
+//!
+//! Invariants: nothing here waits on the core; everything librdkafka says is read on the core that owns the client; what an
+//! error means for the data is decided in `delivery::judge` alone. Per core: a `KafkaStore` never leaves its executor.
+//! This module knows no HTTP and no tenants: topics and groups have Kafka's names here.
+
+mod admin;
+mod consumer;
+mod delivery;
+mod native;
+mod offsets;
+mod options;
+mod producer;
+mod pump;
+mod reach;
+mod stats;
+
+use std::{
+    cell::RefCell,
+    ffi::CString,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use glommio::Task;
+
+pub use delivery::Report;
+pub use stats::{ConsumerSnapshot, ProducerSnapshot};
+
+use self::{
+    admin::Admin,
+    consumer::{Member, Surroundings},
+    producer::Producer,
+    reach::Reach,
+    stats::ProducerStats,
+};
+use crate::{
+    config::resolve::Config,
+    offload::Offload,
+    store::{Ack, AdminError, Group, ProduceError, Record, Reset, Store, Topic, TopicMeta, Watermarks},
+};
+
+/// How often overdue requests are looked for: how much later than its deadline an answer may come.
+const SWEEP: Duration = Duration::from_millis(100);
+/// Silence taken for health before the cluster is asked for a sign of life.
+const QUIET_MAX: Duration = Duration::from_secs(10);
+/// How often a flush looks whether it is done.
+const FLUSH_STEP: Duration = Duration::from_millis(5);
+
+/// Per core. The Kafka store; see the module text.
+#[derive(Debug)]
+pub struct KafkaStore {
+    /// By ack level, in the order of [`slot`].
+    producers: [Rc<Producer>; 3],
+    admin: Rc<Admin>,
+    reach: Rc<Reach>,
+    producer_stats: Rc<ProducerStats>,
+    around: Surroundings,
+    members: RefCell<Vec<Rc<Member>>>,
+    /// Sweeping and probing; they end with the store.
+    _tasks: [Task<()>; 2],
+}
+
+impl KafkaStore {
+    /// Does not wait: clients are made when first used. Call it on the executor that will own the store.
+    pub fn new(config: &Arc<Config>, offload: &Offload) -> Self {
+        let reach = Rc::new(Reach::new(QUIET_MAX.min(config.kafka.metadata_interval)));
+        let producer_stats = Rc::new(ProducerStats::default());
+        let producers =
+            [Ack::All, Ack::Local, Ack::None].map(|ack| Producer::new(ack, config, offload, &producer_stats, &reach));
+        let admin = Admin::new(&producers[slot(Ack::All)], offload, config.kafka.admin_timeout, &reach);
+        let swept = producers.clone();
+        let sweeping = glommio::spawn_local(async move {
+            loop {
+                glommio::timer::sleep(SWEEP).await;
+                for producer in &swept {
+                    producer.sweep(Instant::now()).await;
+                }
+            }
+        });
+        let probing = glommio::spawn_local(Rc::clone(&admin).watch());
+        let around = Surroundings {
+            config: Arc::clone(config),
+            offload: offload.clone(),
+            stats: Rc::default(),
+            reach: Rc::clone(&reach),
+        };
+        let members = RefCell::default();
+        Self { producers, admin, reach, producer_stats, around, members, _tasks: [sweeping, probing] }
+    }
+
+    /// What the producers of this core did, and what they hold.
+    pub fn producer_stats(&self) -> ProducerSnapshot {
+        let mut snapshot = self.producer_stats.snapshot();
+        for producer in &self.producers {
+            let (records, bytes, clients) = producer.queued();
+            snapshot.queued += records;
+            snapshot.queued_bytes += bytes;
+            snapshot.producers += clients;
+        }
+        snapshot
+    }
+
+    /// What the groups of this core did.
+    pub fn consumer_stats(&self) -> ConsumerSnapshot {
+        self.around.stats.snapshot()
+    }
+
+    /// Breaks the producer of `ack` as a broker could (tests).
+    #[doc(hidden)]
+    pub fn raise_fatal_error(&self, ack: Ack) {
+        self.producers[slot(ack)].raise_fatal_error();
+    }
+
+    fn producer(&self, ack: Ack) -> &Rc<Producer> {
+        &self.producers[slot(ack)]
+    }
+}
+
+impl Drop for KafkaStore {
+    fn drop(&mut self) {
+        // Members and their pumps hold each other.
+        for member in self.members.borrow_mut().drain(..) {
+            member.abandon();
+        }
+    }
+}
+
+// === impl Store ===
+
+impl Store for KafkaStore {
+    type Report = Report;
+
+    fn produce(&self, topic: &Topic, record: Record, ack: Ack) -> Result<Report, ProduceError> {
+        self.producer(ack).produce(topic, record)
+    }
+
+    fn enqueue(&self, topic: &Topic, record: Record, ack: Ack) -> Result<(), ProduceError> {
+        self.producer(ack).enqueue(topic, record)
+    }
+
+    async fn list_topics(&self) -> Result<Vec<TopicMeta>, AdminError> {
+        self.admin.list_topics().await
+    }
+
+    async fn create_topic(&self, name: &str, partitions: i32, replicas: i32) -> Result<(), AdminError> {
+        self.admin.create_topic(name, partitions, replicas).await
+    }
+
+    async fn watermarks(&self, topic: &Topic) -> Result<Vec<Watermarks>, AdminError> {
+        self.admin.watermarks(topic).await
+    }
+
+    fn open_group(&self, topic: &Rc<Topic>, group_id: &str, reset: Reset) -> Result<Rc<Group>, AdminError> {
+        let member = Member::join(self.around.clone(), topic, group_id, reset);
+        let group = Rc::clone(&member.group);
+        self.members.borrow_mut().push(member);
+        Ok(group)
+    }
+
+    async fn close_group(&self, group: &Rc<Group>) {
+        let member = {
+            let mut members = self.members.borrow_mut();
+            let found = members.iter().position(|member| Rc::ptr_eq(&member.group, group));
+            found.map(|index| members.swap_remove(index))
+        };
+        if let Some(member) = member {
+            member.leave().await;
+        }
+    }
+
+    async fn flush(&self, deadline: Instant) -> u64 {
+        loop {
+            let left = self.queued().0;
+            if left == 0 || Instant::now() >= deadline {
+                return left;
+            }
+            glommio::timer::sleep(FLUSH_STEP).await;
+        }
+    }
+
+    fn is_reachable(&self) -> bool {
+        self.reach.is_up()
+    }
+
+    fn queued(&self) -> (u64, u64) {
+        let sums = self.producers.iter().map(|producer| producer.queued());
+        sums.fold((0, 0), |(records, bytes), (r, b, _)| (records + r, bytes + b))
+    }
+}
+
+fn slot(ack: Ack) -> usize {
+    match ack {
+        Ack::All => 0,
+        Ack::Local => 1,
+        Ack::None => 2,
+    }
+}
+
+/// A topic's name for librdkafka. Names were checked long before; one with a NUL becomes the empty name, which no topic has.
+fn topic_name(name: &str) -> CString {
+    CString::new(name).unwrap_or_default()
+}

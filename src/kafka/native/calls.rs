@@ -1,0 +1,315 @@
+//! What is asked of a client: offsets, assignments, topics. Calls that wait for a broker or for librdkafka's main thread say
+//! "blocks" and belong into the offload pool.
+
+use std::{
+    ffi::{CStr, CString, c_int},
+    ptr::{self, NonNull},
+    slice,
+    sync::Arc,
+    time::Duration,
+};
+
+use rdkafka::bindings as rd;
+
+use super::{Client, ErrorCode, Event, Queue, RawEvent, code_at, take_error, text_at};
+use crate::store::{Offset, Partition, TopicMeta};
+
+/// Partitions with an offset and a result each. One topic, because a group reads one.
+#[derive(Debug)]
+pub struct PartitionList(NonNull<rd::rd_kafka_topic_partition_list_t>);
+
+// SAFETY: plain data with one owner.
+unsafe impl Send for PartitionList {}
+
+/// One line of a [`PartitionList`].
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    pub partition: Partition,
+    pub offset: Offset,
+    pub code: ErrorCode,
+}
+
+impl Drop for PartitionList {
+    fn drop(&mut self) {
+        // SAFETY: ours, destroyed once.
+        unsafe { rd::rd_kafka_topic_partition_list_destroy(self.0.as_ptr()) };
+    }
+}
+
+impl PartitionList {
+    pub fn new(topic: &CStr, partitions: impl IntoIterator<Item = (Partition, Offset)>) -> Self {
+        // SAFETY: a new list is never null (librdkafka aborts without memory); the added element stays valid until the next add.
+        unsafe {
+            let list = rd::rd_kafka_topic_partition_list_new(4);
+            for (partition, offset) in partitions {
+                (*rd::rd_kafka_topic_partition_list_add(list, topic.as_ptr(), partition)).offset = offset;
+            }
+            Self(NonNull::new_unchecked(list))
+        }
+    }
+
+    /// # Safety
+    /// `list` is null or live.
+    pub(super) unsafe fn copy(list: *const rd::rd_kafka_topic_partition_list_t) -> Option<Self> {
+        if list.is_null() {
+            return None;
+        }
+        // SAFETY: by the caller; the copy is ours.
+        NonNull::new(unsafe { rd::rd_kafka_topic_partition_list_copy(list) }).map(Self)
+    }
+
+    pub fn entries(&self) -> impl Iterator<Item = Entry> {
+        // SAFETY: the list is live; its codes are read as integers.
+        self.elements().map(|e| unsafe {
+            Entry { partition: (*e).partition, offset: (*e).offset, code: code_at(&raw const (*e).err) }
+        })
+    }
+
+    pub fn partitions(&self) -> Vec<Partition> {
+        self.entries().map(|e| e.partition).collect()
+    }
+
+    fn set_offsets(&mut self, offset: Offset) {
+        // SAFETY: live list, exclusively ours.
+        self.elements().for_each(|e| unsafe { (*e).offset = offset });
+    }
+
+    fn elements(&self) -> impl Iterator<Item = *mut rd::rd_kafka_topic_partition_t> {
+        // SAFETY: `elems` has `cnt` elements.
+        let (start, count) = unsafe { ((*self.0.as_ptr()).elems, (*self.0.as_ptr()).cnt) };
+        (0..usize::try_from(count).unwrap_or(0)).map(move |i| start.wrapping_add(i))
+    }
+
+    fn raw(&self) -> *mut rd::rd_kafka_topic_partition_list_t {
+        self.0.as_ptr()
+    }
+}
+
+/// Where a look-up of offsets by time looks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum End {
+    Oldest,
+    Latest,
+}
+
+/// What [`Client::topics`] tells of one topic.
+#[derive(Clone, Debug)]
+pub struct TopicInfo {
+    pub meta: TopicMeta,
+    pub code: ErrorCode,
+}
+
+fn ms(timeout: Duration) -> c_int {
+    c_int::try_from(timeout.as_millis()).unwrap_or(c_int::MAX)
+}
+
+// === topics ===
+
+impl Client {
+    /// Every topic of the cluster, or the one named. Blocks. Refreshes what the client itself knows of them.
+    pub fn topics(&self, only: Option<&super::TopicHandle>, timeout: Duration) -> Result<Vec<TopicInfo>, ErrorCode> {
+        let mut found: *const rd::rd_kafka_metadata = ptr::null();
+        let only_ptr = only.map_or(ptr::null_mut(), |handle| handle.ptr.as_ptr());
+        // SAFETY: live client; the answer is read, then destroyed; counts describe their arrays.
+        unsafe {
+            let all = c_int::from(only.is_none());
+            ErrorCode::from(rd::rd_kafka_metadata(self.raw(), all, only_ptr, &raw mut found, ms(timeout))).ok_or()?;
+            let count = usize::try_from((*found).topic_cnt).unwrap_or(0);
+            let topics = (0..count).map(|i| (*found).topics.add(i));
+            let infos = topics.map(|topic| TopicInfo {
+                meta: TopicMeta { name: text_at((*topic).topic), partitions: (*topic).partition_cnt },
+                code: code_at(&raw const (*topic).err),
+            });
+            let infos = infos.collect();
+            rd::rd_kafka_metadata_destroy(found);
+            Ok(infos)
+        }
+    }
+
+    /// Asks any broker for anything. Blocks. What it is good for is that somebody answers.
+    pub fn probe(&self, timeout: Duration) -> Result<(), ErrorCode> {
+        let mut found: *const rd::rd_kafka_metadata = ptr::null();
+        // SAFETY: live client; the answer is destroyed unread.
+        unsafe {
+            ErrorCode::from(rd::rd_kafka_metadata(self.raw(), 0, ptr::null_mut(), &raw mut found, ms(timeout))).ok_or()?;
+            rd::rd_kafka_metadata_destroy(found);
+        }
+        Ok(())
+    }
+
+    /// CreateTopics for one topic. Blocks. Gives the broker's code and text when it refuses.
+    pub fn create_topic(
+        self: &Arc<Self>,
+        name: &str,
+        partitions: i32,
+        replicas: i32,
+        timeout: Duration,
+    ) -> Result<(), (ErrorCode, String)> {
+        let fault = |text: &str| (INVALID_ARG, text.to_owned());
+        let name = CString::new(name).map_err(|_| fault("NUL in the name"))?;
+        let queue = Queue::temporary(self).ok_or_else(|| fault("no queue"))?;
+        let mut text = [0; 256];
+        // SAFETY: live client and queue; the request object is ours before and after the call, which copies it.
+        let event = unsafe {
+            let (start, length) = (text.as_mut_ptr(), text.len());
+            let mut topic = rd::rd_kafka_NewTopic_new(name.as_ptr(), partitions, replicas, start, length);
+            if topic.is_null() {
+                return Err((INVALID_ARG, text_at(text.as_ptr())));
+            }
+            let api = rd::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_CREATETOPICS;
+            let options = rd::rd_kafka_AdminOptions_new(self.raw(), api);
+            rd::rd_kafka_AdminOptions_set_request_timeout(options, ms(timeout), start, length);
+            rd::rd_kafka_AdminOptions_set_operation_timeout(options, ms(timeout), start, length);
+            rd::rd_kafka_CreateTopics(self.raw(), &raw mut topic, 1, options, queue.raw());
+            rd::rd_kafka_AdminOptions_destroy(options);
+            rd::rd_kafka_NewTopic_destroy(topic);
+            rd::rd_kafka_queue_poll(queue.raw(), ms(timeout + Duration::from_secs(1)))
+        };
+        let event = RawEvent(NonNull::new(event).ok_or((TIMED_OUT, String::new()))?);
+        if !event.code().is_ok() {
+            // SAFETY: live event.
+            let text = unsafe { text_at(rd::rd_kafka_event_error_string(event.0.as_ptr())) };
+            return Err((event.code(), text));
+        }
+        // SAFETY: a CreateTopics result, as the queue carries nothing else; the array has `count` elements.
+        unsafe {
+            let mut count = 0;
+            let result = rd::rd_kafka_event_CreateTopics_result(event.0.as_ptr());
+            let topics = rd::rd_kafka_CreateTopics_result_topics(result, &raw mut count);
+            let Some(topic) = slice::from_raw_parts(topics, count).first() else {
+                return Err(fault("empty answer"));
+            };
+            let text = text_at(rd::rd_kafka_topic_result_error_string(*topic));
+            ErrorCode::from(rd::rd_kafka_topic_result_error(*topic)).ok_or().map_err(|code| (code, text))
+        }
+    }
+
+    /// Oldest or latest offset of each partition, into the list. Blocks: one request per leader, however many partitions.
+    pub fn offsets_at(&self, end: End, list: &mut PartitionList, timeout: Duration) -> Result<(), ErrorCode> {
+        // ListOffsets takes a time; -2 and -1 are the protocol's words for the two ends (src: the offset field is sent as is).
+        list.set_offsets(match end {
+            End::Oldest => i64::from(rd::RD_KAFKA_OFFSET_BEGINNING),
+            End::Latest => i64::from(rd::RD_KAFKA_OFFSET_END),
+        });
+        // SAFETY: live client and list.
+        ErrorCode::from(unsafe { rd::rd_kafka_offsets_for_times(self.raw(), list.raw(), ms(timeout)) }).ok_or()
+    }
+}
+
+const INVALID_ARG: ErrorCode = ErrorCode(rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__INVALID_ARG as i32);
+const TIMED_OUT: ErrorCode = ErrorCode(rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__TIMED_OUT as i32);
+
+// === groups ===
+
+impl Client {
+    /// Joins the group by subscribing to one topic. Blocks shortly (a call to librdkafka's main thread).
+    pub fn subscribe(&self, topic: &CStr) -> Result<(), ErrorCode> {
+        let list = PartitionList::new(topic, [(-1, 0)]);
+        // SAFETY: live client and list, which is copied.
+        ErrorCode::from(unsafe { rd::rd_kafka_subscribe(self.raw(), list.raw()) }).ok_or()
+    }
+
+    /// Committed offsets, into the list; negative where there is none. Blocks.
+    pub fn committed(&self, list: &mut PartitionList, timeout: Duration) -> Result<(), ErrorCode> {
+        // SAFETY: live client and list.
+        ErrorCode::from(unsafe { rd::rd_kafka_committed(self.raw(), list.raw(), ms(timeout)) }).ok_or()
+    }
+
+    /// Commits and waits for the coordinator's answer, at most `timeout`: blocks.
+    pub fn commit_and_wait(self: &Arc<Self>, list: &PartitionList, timeout: Duration) -> Result<(), ErrorCode> {
+        let answer = Queue::temporary(self).ok_or(INVALID_ARG)?;
+        self.commit_to(&answer, list)?;
+        match answer.poll_for(ms(timeout)) {
+            Some(Event::Committed { code, partitions }) => {
+                code.ok_or()?;
+                let failed = partitions.as_ref().and_then(|list| list.entries().find(|e| !e.code.is_ok()));
+                failed.map_or(Ok(()), |e| Err(e.code))
+            }
+            _ => Err(TIMED_OUT),
+        }
+    }
+
+    /// Commits; the result comes by `queue` as [`Event::Committed`]. Does not wait.
+    pub fn commit_to(&self, queue: &Queue, list: &PartitionList) -> Result<(), ErrorCode> {
+        // SAFETY: live client, list (copied) and queue (kept by librdkafka until the answer); no callback.
+        let code =
+            unsafe { rd::rd_kafka_commit_queue(self.raw(), list.raw(), queue.raw(), None, ptr::null_mut()) };
+        ErrorCode::from(code).ok_or()
+    }
+
+    /// Answers an assignment. Blocks shortly.
+    pub fn assign(&self, list: &PartitionList) -> Result<(), String> {
+        // SAFETY: live client and list, which is copied.
+        unsafe {
+            if self.is_cooperative() {
+                return take_error(rd::rd_kafka_incremental_assign(self.raw(), list.raw())).map_or(Ok(()), Err);
+            }
+            let code = ErrorCode::from(rd::rd_kafka_assign(self.raw(), list.raw()));
+            code.ok_or().map_err(|code| code.name().to_owned())
+        }
+    }
+
+    /// Answers a revocation. Blocks shortly.
+    pub fn unassign(&self, list: &PartitionList) -> Result<(), String> {
+        // SAFETY: as `assign`; null gives up everything, which is what the eager protocol asks for.
+        unsafe {
+            if self.is_cooperative() {
+                return take_error(rd::rd_kafka_incremental_unassign(self.raw(), list.raw())).map_or(Ok(()), Err);
+            }
+            let code = ErrorCode::from(rd::rd_kafka_assign(self.raw(), ptr::null()));
+            code.ok_or().map_err(|code| code.name().to_owned())
+        }
+    }
+
+    /// Which protocol the members agreed on. Blocks shortly.
+    fn is_cooperative(&self) -> bool {
+        // SAFETY: live client; static text.
+        unsafe { CStr::from_ptr(rd::rd_kafka_rebalance_protocol(self.raw())) == c"COOPERATIVE" }
+    }
+
+    /// Whether the partitions being revoked belong to others already: then nothing may be committed.
+    pub fn is_assignment_lost(&self) -> bool {
+        // SAFETY: live client; an atomic read.
+        unsafe { rd::rd_kafka_assignment_lost(self.raw()) != 0 }
+    }
+
+    /// Continues each partition at its offset. Blocks.
+    pub fn seek(&self, list: &PartitionList, timeout: Duration) -> Result<(), String> {
+        // SAFETY: live client and list.
+        unsafe { take_error(rd::rd_kafka_seek_partitions(self.raw(), list.raw(), ms(timeout))) }.map_or(Ok(()), Err)
+    }
+
+    /// Stops fetching; what was fetched and not taken goes, and comes again after [`Client::resume`]. Does not wait.
+    pub fn pause(&self, list: &PartitionList) {
+        // SAFETY: live client and list.
+        unsafe { rd::rd_kafka_pause_partitions(self.raw(), list.raw()) };
+    }
+
+    /// Fetches again. Does not wait.
+    pub fn resume(&self, list: &PartitionList) {
+        // SAFETY: live client and list.
+        unsafe { rd::rd_kafka_resume_partitions(self.raw(), list.raw()) };
+    }
+
+    /// One past the newest message, as the last fetch answer said. Does not wait.
+    pub fn latest_seen(&self, topic: &CStr, partition: Partition) -> Option<Offset> {
+        let (mut low, mut high) = (-1, -1);
+        // SAFETY: live client, terminated name, two writable numbers.
+        let code = unsafe {
+            let (low, high) = (&raw mut low, &raw mut high);
+            rd::rd_kafka_get_watermark_offsets(self.raw(), topic.as_ptr(), partition, low, high)
+        };
+        (ErrorCode::from(code).is_ok() && high >= 0).then_some(high)
+    }
+
+    /// Starts leaving the group. What is left to answer comes by `queue`; [`Client::is_closed`] tells when it is over.
+    pub fn close_to(&self, queue: &Queue) -> Result<(), String> {
+        // SAFETY: live client and queue.
+        unsafe { take_error(rd::rd_kafka_consumer_close_queue(self.raw(), queue.raw())) }.map_or(Ok(()), Err)
+    }
+
+    pub fn is_closed(&self) -> bool {
+        // SAFETY: live client.
+        unsafe { rd::rd_kafka_consumer_closed(self.raw()) != 0 }
+    }
+}

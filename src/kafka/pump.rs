@@ -1,0 +1,467 @@
+//! The pump of one group: takes what librdkafka has, gives it to the group, commits what the group has acknowledged.
+//!
+//! Invariants: one commit is under way at a time, so an older one never overtakes a newer; a pump step handles at most
+//! [`limits::LOOP_ITEMS_MAX`] messages and then yields; a partition whose messages nobody has wanted for some seconds is paused,
+//! because librdkafka would look at its full queue every 5 ms. Per core; lives as long as one librdkafka client.
+
+use std::{
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use rdkafka::bindings::rd_kafka_resp_err_t as rd;
+
+use super::{
+    consumer::{Member, Outcome, leave_by},
+    delivery::log_line,
+    native::{Client, ErrorCode, Event, Fetched, PartitionList, Queue},
+    offsets::Start,
+};
+use crate::{
+    limits,
+    store::{Message, Partition},
+};
+
+/// The consumer queue is polled at least so often.
+const TICK: Duration = Duration::from_secs(1);
+/// How long a group may want nothing before its partitions are paused. Pausing throws fetched messages away, so not at once.
+const PAUSE_AFTER: Duration = Duration::from_secs(5);
+/// A commit whose result did not come by then is taken for failed.
+const COMMIT_LOST: Duration = Duration::from_secs(15);
+/// How long a refusal (authorization, no such topic) is shown to clients when it does not repeat.
+const FAULT_SHOWN: Duration = Duration::from_secs(5);
+/// Values up to this are copied: a message handed out as it is keeps its whole fetch answer in memory.
+const COPY_BYTES_MAX: usize = 256;
+
+#[derive(Debug)]
+struct Part {
+    id: Partition,
+    queue: Queue,
+    is_paused: bool,
+    /// Being moved to its oldest message.
+    is_restarting: bool,
+}
+
+/// See the module text.
+#[derive(Debug)]
+pub(super) struct Pump {
+    member: Rc<Member>,
+    client: Arc<Client>,
+    queue: Queue,
+    parts: Vec<Part>,
+    /// Where the next step starts, so that no partition is preferred.
+    turn: usize,
+    fetched: Vec<Fetched>,
+    commit_sent: Option<Instant>,
+    commit_due: Instant,
+    tick_due: Instant,
+    wanted_at: Instant,
+    /// Since when no broker answers.
+    down_since: Option<Instant>,
+    fault_until: Option<Instant>,
+    is_broken: bool,
+}
+
+impl Pump {
+    pub fn new(member: Rc<Member>, client: Arc<Client>) -> Option<Self> {
+        let queue = client.consumer_queue()?;
+        queue.watch();
+        let now = Instant::now();
+        Some(Self {
+            member,
+            client,
+            queue,
+            parts: Vec::new(),
+            turn: 0,
+            fetched: Vec::with_capacity(limits::LOOP_ITEMS_MAX),
+            commit_sent: None,
+            commit_due: now,
+            tick_due: now,
+            wanted_at: now,
+            down_since: None,
+            fault_until: None,
+            is_broken: false,
+        })
+    }
+
+    /// Pumps until the group closes (`true`: it has left) or the client breaks (`false`).
+    pub async fn run(mut self) -> bool {
+        let group = Rc::clone(&self.member.group);
+        loop {
+            let rung = group.bell.wait();
+            self.serve().await;
+            if self.is_broken {
+                for part in std::mem::take(&mut self.parts) {
+                    group.revoke(part.id);
+                }
+                return group.is_closing();
+            }
+            if group.is_closing() && !self.member.is_busy() {
+                self.leave().await;
+                return true;
+            }
+            let more = self.fetch_some();
+            let now = Instant::now();
+            self.commit_if_due(now);
+            self.tick(now);
+            if more {
+                glommio::executor().yield_now().await;
+                continue;
+            }
+            let nap = self.nap(now);
+            futures_lite::future::or(rung, async { glommio::timer::sleep(nap).await }).await;
+        }
+    }
+
+    fn nap(&self, now: Instant) -> Duration {
+        let until_tick = self.tick_due.saturating_duration_since(now);
+        let until_commit = self.commit_due.saturating_duration_since(now);
+        // A commit that is due and was not sent had nothing to commit: an acknowledgement rings.
+        if until_commit.is_zero() || self.commit_sent.is_some() { until_tick } else { until_tick.min(until_commit) }
+    }
+
+    /// Everything but messages: the consumer queue, and what the offload pool has done.
+    async fn serve(&mut self) {
+        let mut handled = 0;
+        while let Some(event) = self.queue.poll() {
+            self.take_event(event);
+            handled += 1;
+            if handled % limits::LOOP_ITEMS_MAX == 0 {
+                glommio::executor().yield_now().await;
+            }
+        }
+        while let Some(outcome) = self.member.next_outcome() {
+            self.take_outcome(outcome);
+        }
+    }
+
+    fn take_event(&mut self, event: Event) {
+        match event {
+            Event::Assign(list) => {
+                self.member.around.stats.rebalances.one();
+                self.heard();
+                self.member.assign(&self.client, list.partitions());
+            }
+            Event::Revoke(list) => {
+                self.member.around.stats.rebalances.one();
+                self.revoke(list);
+            }
+            Event::Committed { code, partitions } => self.take_commit(code, partitions.as_ref()),
+            Event::Error { code, text, fatal } => self.take_error(code, &text, fatal),
+            Event::Log { level, text } => log_line(level, &text),
+            // Of a partition that was not split off in time: as good as any other, and later ones must not overtake it.
+            Event::Message(message) => {
+                self.take_message(*message);
+                self.member.group.wake_first();
+            }
+            Event::Reports(_) | Event::Other => {}
+        }
+    }
+
+    fn take_outcome(&mut self, outcome: Outcome) {
+        let group = &self.member.group;
+        match outcome {
+            Outcome::Assigned(starts) => self.take_partitions(starts),
+            Outcome::NotAssigned => {}
+            Outcome::GaveUp { ends, is_committed } => {
+                let counter = if is_committed { &self.member.around.stats.commits } else { &self.member.around.stats.commits_failed };
+                if !ends.is_empty() {
+                    counter.one();
+                }
+                if !is_committed {
+                    group.mark_uncommitted(ends.into_iter().map(|(partition, _)| partition));
+                }
+            }
+            Outcome::Restarted { partition, oldest } => {
+                let Some(part) = self.parts.iter_mut().find(|part| part.id == partition) else { return };
+                part.is_restarting = false;
+                let Some(oldest) = oldest else {
+                    part.is_restarting = true;
+                    self.member.restart(&self.client, partition);
+                    return;
+                };
+                self.member.around.stats.offset_resets.one();
+                // Behind what was handed out: the topic was made anew, and the leases are of another log.
+                let end = group.status().partitions.iter().find(|p| p.partition == partition).map(|p| p.end);
+                if end.is_some_and(|end| oldest < end) {
+                    group.assign(partition, oldest);
+                    group.mark_uncommitted([partition]);
+                }
+            }
+        }
+    }
+
+    fn take_partitions(&mut self, starts: Vec<Start>) {
+        let group = Rc::clone(&self.member.group);
+        for Start { partition, offset, is_chosen, queue } in starts {
+            group.assign(partition, offset);
+            if is_chosen {
+                group.mark_uncommitted([partition]);
+            }
+            self.parts.retain(|part| part.id != partition);
+            self.parts.push(Part { id: partition, queue, is_paused: false, is_restarting: false });
+        }
+        self.commit_due = Instant::now();
+        self.wanted_at = self.commit_due;
+        group.set_assigned();
+    }
+
+    /// Leases are void from here on, so what is acknowledged later is refused rather than lost; then commit and give up.
+    fn revoke(&mut self, list: PartitionList) {
+        let group = &self.member.group;
+        let stats = &self.member.around.stats;
+        let is_lost = self.client.is_assignment_lost();
+        let ends = if is_lost { Vec::new() } else { group.take_dirty() };
+        for partition in list.partitions() {
+            group.revoke(partition);
+            self.parts.retain(|part| part.id != partition);
+            if is_lost {
+                stats.lost_partitions.one();
+            }
+        }
+        self.member.give_up(&self.client, ends, list);
+    }
+}
+
+// === messages ===
+
+impl Pump {
+    /// One bounded step of messages. Gives whether there may be more that are wanted.
+    fn fetch_some(&mut self) -> bool {
+        let group = Rc::clone(&self.member.group);
+        let demand = group.demand().min(limits::LOOP_ITEMS_MAX);
+        if demand == 0 {
+            return false;
+        }
+        self.wanted_at = Instant::now();
+        self.resume();
+        let count = self.parts.len();
+        let (mut taken, mut bytes) = (0, 0);
+        for step in 0..count {
+            if taken >= demand || bytes >= limits::BATCH_BYTES_MAX {
+                break;
+            }
+            let part = &self.parts[(self.turn + step) % count];
+            if !group.has_room(part.id) {
+                continue;
+            }
+            let mut fetched = std::mem::take(&mut self.fetched);
+            taken += part.queue.fetch(demand - taken, &mut fetched);
+            for message in fetched.drain(..) {
+                bytes += self.take_message(message);
+            }
+            self.fetched = fetched;
+        }
+        if count > 0 {
+            self.turn = (self.turn + 1) % count;
+        }
+        if taken > 0 {
+            self.heard();
+            group.wake_first();
+        }
+        taken > 0 && group.demand() > 0
+    }
+
+    /// Gives the message's bytes.
+    fn take_message(&mut self, message: Fetched) -> usize {
+        if let Some(code) = message.error() {
+            self.take_message_error(message.partition(), code);
+            return 0;
+        }
+        let message = hand_on(message);
+        let bytes = message.bytes();
+        self.member.around.stats.fetched.one();
+        self.member.around.stats.fetched_bytes.add(bytes as u64);
+        self.member.group.push(message);
+        bytes
+    }
+
+    fn take_message_error(&mut self, partition: Partition, code: ErrorCode) {
+        let is_gone = code.is(rd::RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET) || code.is(rd::RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE);
+        if !is_gone {
+            self.take_error(code, "", false);
+            return;
+        }
+        let part = self.parts.iter_mut().find(|part| part.id == partition && !part.is_restarting);
+        if let Some(part) = part {
+            part.is_restarting = true;
+            tracing::warn!(group = self.member.group.group_id, partition, "the position is gone, continuing at the oldest");
+            self.member.restart(&self.client, partition);
+        }
+    }
+
+    fn resume(&mut self) {
+        if self.parts.iter().any(|part| part.is_paused) {
+            self.client.resume(&self.list());
+            self.parts.iter_mut().for_each(|part| part.is_paused = false);
+        }
+    }
+
+    fn pause(&mut self) {
+        if self.parts.iter().any(|part| !part.is_paused) {
+            self.client.pause(&self.list());
+            self.parts.iter_mut().for_each(|part| part.is_paused = true);
+        }
+    }
+
+    fn list(&self) -> PartitionList {
+        PartitionList::new(&self.member.topic, self.parts.iter().map(|part| (part.id, 0)))
+    }
+}
+
+/// As the store has it: without a copy, unless it is small.
+fn hand_on(mut message: Fetched) -> Message {
+    let headers = message.headers();
+    let (partition, offset, timestamp_ms) = (message.partition(), message.offset(), message.timestamp_ms());
+    let key = message.key().map(Bytes::copy_from_slice);
+    let value = if message.value().len() <= COPY_BYTES_MAX {
+        Bytes::copy_from_slice(message.value())
+    } else {
+        Bytes::from_owner(message)
+    };
+    let headers = (!headers.is_empty()).then(|| headers.into());
+    Message { partition, offset, timestamp_ms, key, value, headers }
+}
+
+// === commits ===
+
+impl Pump {
+    fn commit_if_due(&mut self, now: Instant) {
+        if self.commit_sent.is_some_and(|sent| now.saturating_duration_since(sent) < COMMIT_LOST) || now < self.commit_due {
+            return;
+        }
+        let ends = self.member.group.take_dirty();
+        if ends.is_empty() {
+            return;
+        }
+        let list = PartitionList::new(&self.member.topic, ends.iter().copied());
+        self.commit_due = now + self.member.around.config.subscribe.commit_interval;
+        match self.client.commit_to(&self.queue, &list) {
+            Ok(()) => self.commit_sent = Some(now),
+            Err(code) => self.take_commit(code, Some(&list)),
+        }
+    }
+
+    fn take_commit(&mut self, code: ErrorCode, partitions: Option<&PartitionList>) {
+        self.commit_sent = None;
+        let stats = &self.member.around.stats;
+        let failed: Vec<Partition> = partitions
+            .into_iter()
+            .flat_map(PartitionList::entries)
+            .filter(|entry| !code.is_ok() || !entry.code.is_ok())
+            .map(|entry| entry.partition)
+            .collect();
+        if code.is_ok() && failed.is_empty() {
+            stats.commits.one();
+            self.heard();
+            return;
+        }
+        stats.commits_failed.one();
+        if let Some(held) = self.member.log.pass(Instant::now()) {
+            tracing::warn!(group = self.member.group.group_id, error = code.name(), held, "a commit failed");
+        }
+        self.member.group.mark_uncommitted(failed);
+    }
+}
+
+// === health ===
+
+impl Pump {
+    fn heard(&mut self) {
+        self.down_since = None;
+        self.member.around.reach.heard(Instant::now());
+    }
+
+    fn take_error(&mut self, code: ErrorCode, text: &str, fatal: bool) {
+        let group = &self.member.group;
+        self.member.around.stats.errors.one();
+        if let Some(held) = self.member.log.pass(Instant::now()) {
+            tracing::warn!(group = group.group_id, error = code.name(), text, held, "consumer error");
+        }
+        if code.is(rd::RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN) {
+            self.member.around.reach.missed();
+        }
+        if fatal {
+            group.fail(code.name());
+            self.is_broken = true;
+        } else if is_refusal(code) {
+            group.fail(code.name());
+            self.fault_until = Some(Instant::now() + FAULT_SHOWN);
+        }
+    }
+
+    /// Once a second: lag, pauses, and whether waiting clients should be told that nothing can come.
+    fn tick(&mut self, now: Instant) {
+        if now < self.tick_due {
+            return;
+        }
+        self.tick_due = now + TICK;
+        let group = Rc::clone(&self.member.group);
+        for part in &self.parts {
+            if let Some(latest) = self.client.latest_seen(&self.member.topic, part.id) {
+                group.set_latest(part.id, latest);
+            }
+        }
+        if now.saturating_duration_since(self.wanted_at) > PAUSE_AFTER {
+            self.pause();
+        }
+        if self.member.around.reach.is_up() {
+            self.down_since = None;
+            if self.fault_until.is_some_and(|until| now > until) {
+                self.fault_until = None;
+                group.recovered();
+            }
+            return;
+        }
+        let down_since = *self.down_since.get_or_insert(now);
+        if now.saturating_duration_since(down_since) >= self.member.around.config.kafka.admin_timeout {
+            group.fail("no broker of the cluster answers");
+            self.fault_until = Some(now);
+        }
+    }
+}
+
+/// What the cluster will say again next time.
+fn is_refusal(code: ErrorCode) -> bool {
+    [
+        rd::RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED,
+        rd::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED,
+        rd::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED,
+        rd::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART,
+        rd::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC,
+        rd::RD_KAFKA_RESP_ERR_TOPIC_EXCEPTION,
+        rd::RD_KAFKA_RESP_ERR_INVALID_GROUP_ID,
+        rd::RD_KAFKA_RESP_ERR_GROUP_MAX_SIZE_REACHED,
+        rd::RD_KAFKA_RESP_ERR_INCONSISTENT_GROUP_PROTOCOL,
+        rd::RD_KAFKA_RESP_ERR__AUTHENTICATION,
+        rd::RD_KAFKA_RESP_ERR__SSL,
+    ]
+    .iter()
+    .any(|refusal| code.is(*refusal))
+}
+
+// === leaving ===
+
+impl Pump {
+    /// Closes the consumer: librdkafka revokes (which commits, see `revoke`), sends LeaveGroup, and says when it is done.
+    async fn leave(&mut self) {
+        let by = leave_by(Instant::now());
+        if let Err(text) = self.client.close_to(&self.queue) {
+            tracing::warn!(group = self.member.group.group_id, text, "a group could not be left");
+            return;
+        }
+        let group = Rc::clone(&self.member.group);
+        while !(self.client.is_closed() && !self.member.is_busy()) {
+            let rung = group.bell.wait();
+            self.serve().await;
+            if Instant::now() >= by {
+                self.member.around.stats.closes_overdue.one();
+                return;
+            }
+            let step = async { glommio::timer::sleep(Duration::from_millis(20)).await };
+            futures_lite::future::or(rung, step).await;
+        }
+    }
+}

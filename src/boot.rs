@@ -29,6 +29,7 @@ use crate::{
         run::{self, Control, Signals},
     },
     error::StartError,
+    kafka::KafkaStore,
     limits,
     mesh::{Kick, Mesh, ShardId},
     metrics::ShardMetrics,
@@ -57,10 +58,13 @@ struct Parts {
 }
 
 type Sockets = Vec<(Socket, Roles)>;
+/// Every core's sockets, the control thread's, and where they are.
+type Bound = (Vec<Sockets>, Option<(Socket, Roles)>, Addrs);
 
 /// Runs the gateway until it is told to go.
 pub fn run(sources: Sources) -> Result<(), StartError> {
-    let as_config = |errors: Vec<crate::config::ConfigError>| StartError::Config(errors.iter().map(ToString::to_string).collect());
+    let as_config =
+        |errors: Vec<crate::config::ConfigError>| StartError::Config(errors.iter().map(ToString::to_string).collect());
     let settings = Settings::read(&sources).map_err(as_config)?;
     let config = Arc::new(settings.resolve(&Host::this()).map_err(as_config)?);
     doctor::io_uring_available().map_err(StartError::Host)?;
@@ -100,6 +104,7 @@ pub fn run(sources: Sources) -> Result<(), StartError> {
     Ok(())
 }
 
+#[allow(clippy::needless_pass_by_value)] // The form `map_err` wants.
 fn spawn_error(error: glommio::GlommioError<()>) -> StartError {
     StartError::Spawn(io::Error::other(error.to_string()))
 }
@@ -121,9 +126,11 @@ struct Addrs {
 
 impl Addrs {
     fn note(&mut self, roles: Roles, addr: SocketAddr) {
-        for (has, slot) in
-            [(roles.publish, &mut self.publish), (roles.subscribe, &mut self.subscribe), (roles.manage, &mut self.manage)]
-        {
+        for (has, slot) in [
+            (roles.publish, &mut self.publish),
+            (roles.subscribe, &mut self.subscribe),
+            (roles.manage, &mut self.manage),
+        ] {
             if has {
                 *slot = Some(addr);
             }
@@ -132,7 +139,7 @@ impl Addrs {
 }
 
 /// Binds every address once per core, before any core starts.
-fn bind(config: &Config) -> Result<(Vec<Sockets>, Option<(Socket, Roles)>, Addrs), StartError> {
+fn bind(config: &Config) -> Result<Bound, StartError> {
     let mut addrs = Addrs::default();
     let mut per_core: Vec<Sockets> = (0..config.shard.count).map(|_| Vec::new()).collect();
     for ListenerConfig { addr, roles } in &config.data_listeners {
@@ -195,7 +202,8 @@ fn start_cores(
     let config = &parts.config.shard;
     let mut handles = Vec::with_capacity(config.count);
     for (n, sockets) in sockets.into_iter().enumerate() {
-        let placement = if config.pin { Placement::Fixed(config.cpus[n % config.cpus.len()]) } else { Placement::Unbound };
+        let placement =
+            if config.pin { Placement::Fixed(config.cpus[n % config.cpus.len()]) } else { Placement::Unbound };
         let (parts, kick, up) = (parts.clone(), Arc::clone(&kicks[n]), up.clone());
         let core = move || async move {
             let _loud = Loud(n);
@@ -209,7 +217,8 @@ fn start_cores(
                 shard.run().await;
             }
         };
-        let handle = builder(placement, &thread_name(ShardId(n)), config.preempt_us).spawn(core).map_err(spawn_error)?;
+        let handle =
+            builder(placement, &thread_name(ShardId(n)), config.preempt_us).spawn(core).map_err(spawn_error)?;
         handles.push(handle);
     }
     for _ in 0..config.count {
@@ -222,6 +231,7 @@ fn start_cores(
 fn backend(parts: &Parts) -> Backend {
     let config = &parts.config;
     match (config.store, &parts.memory) {
+        (StoreKind::Kafka, _) => Backend::Kafka(KafkaStore::new(config, &parts.offload)),
         (StoreKind::Memory, Some(broker)) => Backend::Memory(MemoryStore::new(Arc::clone(broker))),
         _ => Backend::Null(NullStore::new(config.null.delay, config.null.error_ppm)),
     }
@@ -233,10 +243,10 @@ fn start_kicker(parts: &Parts, kicks: &[Arc<Kick>]) -> io::Result<Option<Kicker>
         tracing::warn!("shard.kicker_ms=0: cores can hang, deadlines do not run");
         return Ok(None);
     }
-    let cores = kicks.iter().enumerate().map(|(n, kick)| Kicked {
-        kick: Arc::clone(kick),
-        metrics: parts.metrics.get(n).cloned(),
-    });
+    let cores = kicks
+        .iter()
+        .enumerate()
+        .map(|(n, kick)| Kicked { kick: Arc::clone(kick), metrics: parts.metrics.get(n).cloned() });
     let period = Duration::from_millis(config.kicker_ms);
     Kicker::start(cores.collect(), period, Duration::from_millis(config.stall_ms)).map(Some)
 }

@@ -36,6 +36,8 @@ pub mod store;
 
 pub mod registry;
 
+pub mod kafka;
+
 pub mod mesh;
 
 pub mod api;

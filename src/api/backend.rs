@@ -8,14 +8,18 @@ use std::{
     time::Instant,
 };
 
-use crate::store::{
-    Ack, AdminError, Group, ProduceError, Record, Reset, Store, Stored, Topic, TopicMeta, Watermarks,
-    memory::MemoryStore, null::NullStore,
+use crate::{
+    kafka::KafkaStore,
+    store::{
+        Ack, AdminError, Group, ProduceError, Record, Reset, Store, Stored, Topic, TopicMeta, Watermarks,
+        memory::MemoryStore, null::NullStore,
+    },
 };
 
 /// Per core.
 #[derive(Debug)]
 pub enum Backend {
+    Kafka(KafkaStore),
     Memory(MemoryStore),
     Null(NullStore),
 }
@@ -23,6 +27,7 @@ pub enum Backend {
 /// The report of whichever store took the record.
 #[derive(Debug)]
 pub enum Report {
+    Kafka(<KafkaStore as Store>::Report),
     Memory(<MemoryStore as Store>::Report),
     Null(<NullStore as Store>::Report),
 }
@@ -32,6 +37,7 @@ impl Future for Report {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.get_mut() {
+            Self::Kafka(report) => Pin::new(report).poll(cx),
             Self::Memory(report) => Pin::new(report).poll(cx),
             Self::Null(report) => Pin::new(report).poll(cx),
         }
@@ -41,6 +47,7 @@ impl Future for Report {
 macro_rules! each {
     ($backend:expr, $store:ident => $call:expr) => {
         match $backend {
+            Backend::Kafka($store) => $call,
             Backend::Memory($store) => $call,
             Backend::Null($store) => $call,
         }
@@ -66,6 +73,7 @@ impl Store for Backend {
 
     fn produce(&self, topic: &Topic, record: Record, ack: Ack) -> Result<Report, ProduceError> {
         match self {
+            Self::Kafka(store) => store.produce(topic, record, ack).map(Report::Kafka),
             Self::Memory(store) => store.produce(topic, record, ack).map(Report::Memory),
             Self::Null(store) => store.produce(topic, record, ack).map(Report::Null),
         }

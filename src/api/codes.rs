@@ -19,8 +19,8 @@ pub struct Code {
 }
 
 impl Code {
+    #[allow(clippy::cast_possible_truncation)] // The macro asserts the range.
     pub const fn status(&self) -> u16 {
-        // The macro asserts the range.
         (self.number / 100) as u16
     }
 }

@@ -44,13 +44,24 @@ pub struct FetchRequest {
 
 #[derive(Debug)]
 pub enum Frame {
-    Fetch { request: FetchRequest, answer: oneshot::Sender<Result<RemoteLease, Problem>> },
+    Fetch {
+        request: FetchRequest,
+        answer: oneshot::Sender<Result<RemoteLease, Problem>>,
+    },
     /// The messages under these grants were delivered, or were not.
-    Settle { key: GroupKey, grants: Vec<Grant>, delivered: bool },
-    Status { answer: oneshot::Sender<ShardStatus> },
+    Settle {
+        key: GroupKey,
+        grants: Vec<Grant>,
+        delivered: bool,
+    },
+    Status {
+        answer: oneshot::Sender<ShardStatus>,
+    },
     Drain(DrainPhase),
     /// Flush, commit, leave; answered when done.
-    Finish { answer: oneshot::Sender<u64> },
+    Finish {
+        answer: oneshot::Sender<u64>,
+    },
     Reload(Arc<Config>),
 }
 

@@ -35,8 +35,7 @@ impl Groups {
         if open.len() >= groups_max {
             return Err(Problem::new(&codes::TOO_MANY_GROUPS, format!("this core serves {groups_max} groups")));
         }
-        let group =
-            backend.open_group(topic, &request.key.group_id, request.reset).map_err(reply::admin_failed)?;
+        let group = backend.open_group(topic, &request.key.group_id, request.reset).map_err(reply::admin_failed)?;
         open.insert(request.key.clone(), Rc::clone(&group));
         Ok(group)
     }

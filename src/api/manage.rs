@@ -101,12 +101,8 @@ async fn metrics(ctx: &Rc<Context>, stamp: &Stamp) -> Result<Reply, Problem> {
         }
     }
     samples.extend(lag_samples(&gathered));
-    let scrape = Scrape {
-        shards: ctx.all_metrics.to_vec(),
-        routes: Route::NAMES,
-        outcomes: super::outcome_labels(),
-        samples,
-    };
+    let scrape =
+        Scrape { shards: ctx.all_metrics.to_vec(), routes: Route::NAMES, outcomes: super::outcome_labels(), samples };
     let text = scrape.text().map_err(|error| Problem::new(&codes::INTERNAL, error.to_string()))?;
     Ok(Reply::new(200).field("X-Request-Id", &stamp.request_id).body("text/plain; version=0.0.4; charset=utf-8", text))
 }
@@ -117,8 +113,7 @@ fn lag_samples(gathered: &[(crate::mesh::ShardId, Option<status::ShardStatus>)])
     let lag_of = |g: &crate::store::GroupStatus| {
         g.partitions.iter().filter(|p| p.latest >= 0).map(|p| u64::try_from(p.latest - p.end).unwrap_or(0)).sum::<u64>()
     };
-    let mut lags: Vec<(&str, &str, u64)> =
-        groups.map(|g| (g.topic.as_str(), g.group_id.as_str(), lag_of(g))).collect();
+    let mut lags: Vec<(&str, &str, u64)> = groups.map(|g| (g.topic.as_str(), g.group_id.as_str(), lag_of(g))).collect();
     lags.sort_by_key(|(_, _, lag)| std::cmp::Reverse(*lag));
     let rest: u64 = lags.iter().skip(LAG_SERIES_MAX).map(|(_, _, lag)| lag).sum();
     let has_rest = lags.len() > LAG_SERIES_MAX;

@@ -245,7 +245,8 @@ pub fn malformed(ctx: &Context, cause: Malformed) -> Option<Reply> {
 /// The answer to a connection over the limit.
 pub fn too_many_connections(ctx: &Context) -> Reply {
     let stamp = Stamp { request_id: ctx.request_id(), path: SmallVec::from_slice(b"/") };
-    let mut reply = Problem::new(&codes::CONNECTION_LIMIT, "this core has as many connections as it takes").reply(&stamp);
+    let mut reply =
+        Problem::new(&codes::CONNECTION_LIMIT, "this core has as many connections as it takes").reply(&stamp);
     reply.close = true;
     reply
 }

@@ -22,7 +22,7 @@ use crate::{
     limits,
     proto::{Head, Reply, head::Framing},
     registry::names,
-    store::{Ack, Header, ProduceError, Record, Store, Stored, TAG_HEADER, Topic},
+    store::{Ack, Header, Partition, ProduceError, Record, Store, Stored, TAG_HEADER, Topic},
 };
 
 /// The parameters of the route.
@@ -80,17 +80,13 @@ impl Publish {
             key: key(&query)?,
             value: Bytes::new(),
             headers: record_headers(head)?,
-            partition: query
-                .number("partition", 0..=i64::from(i32::MAX))
-                .map_err(|p| Problem::new(&codes::PARTITION_OUT_OF_RANGE, p.detail))?
-                .and_then(|n| i32::try_from(n).ok()),
+            partition: partition(&query)?,
         };
-        let topic = with_topic_name(appid, topic, ver, |name| {
-            match ctx.data.as_ref().and_then(|data| data.topics.get(name)) {
+        let topic =
+            with_topic_name(appid, topic, ver, |name| match ctx.data.as_ref().and_then(|data| data.topics.get(name)) {
                 Some(topic) => TopicRef::Known(topic),
                 None => TopicRef::Unknown(name.to_owned()),
-            }
-        });
+            });
         Ok(Self { topic, record, ack, is_async: query.flag("async")?, bytes_max, inflight })
     }
 
@@ -217,6 +213,14 @@ fn key(query: &Query<'_>) -> Result<Option<Bytes>, Problem> {
         return Err(Problem::new(&codes::KEY_TOO_LONG, detail));
     }
     Ok(Some(key))
+}
+
+fn partition(query: &Query<'_>) -> Result<Option<Partition>, Problem> {
+    let Some(number) = query.number("partition", i64::MIN..=i64::MAX)? else { return Ok(None) };
+    let partition = Partition::try_from(number).ok().filter(|p| *p >= 0);
+    partition
+        .map(Some)
+        .ok_or_else(|| Problem::new(&codes::PARTITION_OUT_OF_RANGE, format!("no topic has partition {number}")))
 }
 
 /// `X-Tag`, trace context and `X-Header-*`, in the order they came.

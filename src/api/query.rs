@@ -71,7 +71,11 @@ impl<'a> Query<'a> {
         let Some(text) = self.get(name) else { return Ok(None) };
         match parse_duration(text) {
             Some(duration) if duration <= max => Ok(Some(duration)),
-            _ => Err(invalid(name, text, &format!("a duration such as 500ms, 90s, 5m or 2h, at most {}s", max.as_secs()))),
+            _ => Err(invalid(
+                name,
+                text,
+                &format!("a duration such as 500ms, 90s, 5m or 2h, at most {}s", max.as_secs()),
+            )),
         }
     }
 }
@@ -137,7 +141,8 @@ mod tests {
 
     #[test]
     fn unknown_and_doubled_parameters_are_refused() {
-        let code = |query: &'static str| Query::parse(Some(query.as_bytes()), &["ack", "key"]).map_err(|p| p.code.number);
+        let code =
+            |query: &'static str| Query::parse(Some(query.as_bytes()), &["ack", "key"]).map_err(|p| p.code.number);
         assert!(code("ack=all&key=x&mux=1").is_ok());
         assert_eq!(code("acks=all").err(), Some(40003));
         assert_eq!(code("ack=all&ack=all").err(), Some(40004));

@@ -83,8 +83,11 @@ pub async fn document(ctx: &Rc<Context>) -> Value {
             totals.insert(name.to_owned(), total.into());
         }
     }
-    let groups: Vec<Value> =
-        gathered.iter().filter_map(|(s, status)| Some((s, status.as_ref()?))).flat_map(|(s, st)| groups_json(*s, st)).collect();
+    let groups: Vec<Value> = gathered
+        .iter()
+        .filter_map(|(s, status)| Some((s, status.as_ref()?)))
+        .flat_map(|(s, st)| groups_json(*s, st))
+        .collect();
     let config = ctx.config();
     json!({
         "build": { "name": env!("CARGO_PKG_NAME"), "version": env!("CARGO_PKG_VERSION") },

@@ -128,9 +128,11 @@ fn locked_memory(limit: Option<Limit>, shards: usize) -> Finding {
     match limit.map(|limit| limit.hard) {
         None => warn(WHAT, "the limit cannot be read", "see that /proc is mounted".into()),
         Some(None) => ok(WHAT, "unlimited"),
-        Some(Some(hard)) if hard < LOCKED_BYTES_MIN => {
-            fail(WHAT, format!("the limit is {}, an executor needs {}", kib(hard), kib(LOCKED_BYTES_MIN)), REMEDY.into())
-        }
+        Some(Some(hard)) if hard < LOCKED_BYTES_MIN => fail(
+            WHAT,
+            format!("the limit is {}, an executor needs {}", kib(hard), kib(LOCKED_BYTES_MIN)),
+            REMEDY.into(),
+        ),
         Some(Some(hard)) if hard < wanted => {
             warn(WHAT, format!("the limit is {}, {shards} shards may want {}", kib(hard), kib(wanted)), REMEDY.into())
         }
@@ -243,6 +245,7 @@ fn bind_once(addr: SocketAddr) -> io::Result<()> {
 }
 
 /// Connects to the first address of `broker` that accepts.
+#[allow(clippy::disallowed_methods)] // Doctor runs without cores: resolving names may take its time.
 fn connect_once(broker: &str) -> io::Result<SocketAddr> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for addr in broker.to_socket_addrs()? {

@@ -31,7 +31,8 @@ impl Log {
         let _ = DROPPED.set(writer.error_counter());
         let (filter, handle) = reload::Layer::new(filter(&config.level));
         let registry = tracing_subscriber::registry().with(filter);
-        let started = if config.json { registry.with(json(writer)).try_init() } else { registry.with(text(writer)).try_init() };
+        let started =
+            if config.json { registry.with(json(writer)).try_init() } else { registry.with(text(writer)).try_init() };
         started.map_err(io::Error::other)?;
         Ok(Self { filter: handle, _writer: guard })
     }

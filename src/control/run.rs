@@ -83,7 +83,8 @@ pub async fn run(control: Control) -> io::Result<()> {
         glommio::spawn_local(listener.run()).detach();
     }
     glommio::spawn_local(tick(kick, connections)).detach();
-    glommio::spawn_local(reload(Rc::clone(&ctx), Socket::adopt(signals.reload.into())?, log, sources, settings)).detach();
+    glommio::spawn_local(reload(Rc::clone(&ctx), Socket::adopt(signals.reload.into())?, log, sources, settings))
+        .detach();
     let mut terminate = Socket::adopt(signals.terminate.into())?;
     let mut interrupt = Socket::adopt(signals.interrupt.into())?;
     wait_for_either(&mut terminate, &mut interrupt).await;
@@ -180,7 +181,9 @@ fn cut(ctx: &Context) {
     let inflight = total(ctx, |c| c.inflight.get());
     let queued = total(ctx, |c| c.producer_messages.get());
     // Written by hand: the log's own thread may not get to it.
-    eprintln!("cut by a second signal: {connections} connections, {inflight} publishes in flight, {queued} records queued");
+    eprintln!(
+        "cut by a second signal: {connections} connections, {inflight} publishes in flight, {queued} records queued"
+    );
     process::exit(EXIT_CUT);
 }
 

@@ -61,8 +61,14 @@ pub(super) enum Outcome {
     /// The assignment was overtaken; nothing is ours.
     NotAssigned,
     /// These ends were not committed, or were.
-    GaveUp { ends: Vec<(Partition, Offset)>, is_committed: bool },
-    Restarted { partition: Partition, oldest: Option<Offset> },
+    GaveUp {
+        ends: Vec<(Partition, Offset)>,
+        is_committed: bool,
+    },
+    Restarted {
+        partition: Partition,
+        oldest: Option<Offset>,
+    },
 }
 
 /// One group's membership.

@@ -235,8 +235,7 @@ pub(super) fn judge(report: &Reported) -> Outcome {
 
 /// Errors that will be the same next time: about the topic or the record, not about the moment.
 pub(super) fn refusal(code: ErrorCode) -> Option<ProduceError> {
-    const UNKNOWN_TOPIC: [rd; 2] =
-        [rd::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC, rd::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART];
+    const UNKNOWN_TOPIC: [rd; 2] = [rd::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC, rd::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART];
     const REFUSED: [rd; 12] = [
         rd::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE,
         rd::RD_KAFKA_RESP_ERR_RECORD_LIST_TOO_LARGE,
@@ -276,7 +275,10 @@ pub struct Report(State);
 
 #[derive(Debug)]
 enum State {
-    Waiting { pipe: Rc<Pipe>, ticket: Ticket },
+    Waiting {
+        pipe: Rc<Pipe>,
+        ticket: Ticket,
+    },
     /// Known at once (a test switch).
     Known(Stored),
     Over,

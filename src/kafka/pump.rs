@@ -166,7 +166,11 @@ impl Pump {
             Outcome::Assigned(starts) => self.take_partitions(starts),
             Outcome::NotAssigned => {}
             Outcome::GaveUp { ends, is_committed } => {
-                let counter = if is_committed { &self.member.around.stats.commits } else { &self.member.around.stats.commits_failed };
+                let counter = if is_committed {
+                    &self.member.around.stats.commits
+                } else {
+                    &self.member.around.stats.commits_failed
+                };
                 if !ends.is_empty() {
                     counter.one();
                 }
@@ -279,7 +283,8 @@ impl Pump {
     }
 
     fn take_message_error(&mut self, partition: Partition, code: ErrorCode) {
-        let is_gone = code.is(rd::RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET) || code.is(rd::RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE);
+        let is_gone =
+            code.is(rd::RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET) || code.is(rd::RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE);
         if !is_gone {
             self.take_error(code, "", false);
             return;
@@ -287,7 +292,11 @@ impl Pump {
         let part = self.parts.iter_mut().find(|part| part.id == partition && !part.is_restarting);
         if let Some(part) = part {
             part.is_restarting = true;
-            tracing::warn!(group = self.member.group.group_id, partition, "the position is gone, continuing at the oldest");
+            tracing::warn!(
+                group = self.member.group.group_id,
+                partition,
+                "the position is gone, continuing at the oldest"
+            );
             self.member.restart(&self.client, partition);
         }
     }
@@ -329,7 +338,9 @@ fn hand_on(mut message: Fetched) -> Message {
 
 impl Pump {
     fn commit_if_due(&mut self, now: Instant) {
-        if self.commit_sent.is_some_and(|sent| now.saturating_duration_since(sent) < COMMIT_LOST) || now < self.commit_due {
+        if self.commit_sent.is_some_and(|sent| now.saturating_duration_since(sent) < COMMIT_LOST)
+            || now < self.commit_due
+        {
             return;
         }
         let ends = self.member.group.take_dirty();

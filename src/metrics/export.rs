@@ -171,10 +171,13 @@ impl Collector for Scrape {
         let mut families = self.cells();
         families.push(self.requests());
         families.push(self.histogram("kateway_pub_duration_seconds", "Publish, head to answer.", |s| &s.pub_duration));
-        families.push(self.histogram("kateway_sub_duration_seconds", "Subscribe, waiting included.", |s| &s.sub_duration));
-        families.push(self.histogram("kateway_kafka_duration_seconds", "Hand-over to the delivery report.", |s| {
-            &s.kafka_duration
-        }));
+        families
+            .push(self.histogram("kateway_sub_duration_seconds", "Subscribe, waiting included.", |s| &s.sub_duration));
+        families.push(
+            self.histogram("kateway_kafka_duration_seconds", "Hand-over to the delivery report.", |s| {
+                &s.kafka_duration
+            }),
+        );
         families.extend(self.sampled());
         families.retain(|f| !f.get_metric().is_empty());
         families

@@ -66,9 +66,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> H1<S> {
 
     /// Whether the first bytes are the HTTP/2 preface. Waits for as many as it takes to tell.
     pub async fn is_h2(&mut self) -> Result<bool, Malformed> {
-        self.watch.enter(Phase::Head, Some(self.config.head_timeout));
+        self.watch.enter(Phase::Idle, Some(self.config.idle_timeout));
         loop {
             let got = &self.buffer[self.start..self.end];
+            if !got.is_empty() && self.watch.phase() == Phase::Idle {
+                self.watch.enter(Phase::Head, Some(self.config.head_timeout));
+            }
             let common = got.len().min(H2_PREFACE.len());
             if got[..common] != H2_PREFACE[..common] {
                 return Ok(false);
@@ -439,7 +442,10 @@ fn parse_chunk_size(line: &[u8]) -> Result<u64, Malformed> {
 }
 
 /// One read. Dropping it loses nothing: bytes leave the socket only when it resolves.
-fn read<'a, S: AsyncRead + Unpin>(stream: &'a mut S, into: &'a mut [u8]) -> impl Future<Output = io::Result<usize>> + 'a {
+fn read<'a, S: AsyncRead + Unpin>(
+    stream: &'a mut S,
+    into: &'a mut [u8],
+) -> impl Future<Output = io::Result<usize>> + 'a {
     poll_fn(move |cx: &mut Context<'_>| Pin::new(&mut *stream).poll_read(cx, into))
 }
 

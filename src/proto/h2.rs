@@ -129,8 +129,14 @@ impl RequestBody {
 }
 
 /// Serves one HTTP/2 connection until it ends. `draining` resolves when the client is to be told to go (GOAWAY).
-pub async fn serve<S, P, A>(stream: S, unread: Bytes, config: &HttpConfig, draining: impl Future<Output = ()>, plan: P, answer: A)
-where
+pub async fn serve<S, P, A>(
+    stream: S,
+    unread: Bytes,
+    config: &HttpConfig,
+    draining: impl Future<Output = ()>,
+    plan: P,
+    answer: A,
+) where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
     P: PlanFn,
     A: AnswerFn<P::Planned>,
@@ -139,7 +145,8 @@ where
     let io = HyperIo { stream, unread, scratch: vec![0; 16 * 1024].into(), flushing: Rc::clone(&flushing) };
     let service = service_fn(move |request: http::Request<Incoming>| {
         let planned = with_head(request.uri(), &request, |head| plan.plan(head));
-        let announced = request.headers().get(http::header::CONTENT_LENGTH).and_then(|v| parse_length(v.as_bytes()).ok());
+        let announced =
+            request.headers().get(http::header::CONTENT_LENGTH).and_then(|v| parse_length(v.as_bytes()).ok());
         let body = RequestBody { incoming: request.into_body(), announced };
         let answered = answer.answer(planned, body);
         let flushing = Rc::clone(&flushing);
@@ -252,11 +259,10 @@ fn gather(source: &mut dyn BodySource, cx: &mut Context<'_>) -> Poll<Result<(Byt
     loop {
         match source.poll_piece(cx, &mut out) {
             Poll::Ready(Some(Ok(()))) if out.len() < limits::WRITE_CHUNK_BYTES => {}
-            Poll::Ready(Some(Ok(()))) => return Poll::Ready(Ok((out.into(), true))),
             Poll::Ready(None) => return Poll::Ready(Ok((out.into(), false))),
             Poll::Ready(Some(Err(aborted))) => return Poll::Ready(Err(aborted)),
             Poll::Pending if out.is_empty() => return Poll::Pending,
-            Poll::Pending => return Poll::Ready(Ok((out.into(), true))),
+            Poll::Ready(Some(Ok(()))) | Poll::Pending => return Poll::Ready(Ok((out.into(), true))),
         }
     }
 }

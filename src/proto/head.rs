@@ -94,14 +94,20 @@ impl<'a> Head<'a> {
 }
 
 /// A parsed HTTP/1 head and how many bytes it took; `None` when more bytes are needed.
-pub fn parse_h1(bytes: &[u8], head_bytes_max: usize, target_bytes_max: usize) -> Result<Option<(Head<'_>, usize)>, Malformed> {
+pub fn parse_h1(
+    bytes: &[u8],
+    head_bytes_max: usize,
+    target_bytes_max: usize,
+) -> Result<Option<(Head<'_>, usize)>, Malformed> {
     let mut slots = [const { std::mem::MaybeUninit::uninit() }; limits::HEAD_FIELDS_MAX];
     let mut request = httparse::Request::new(&mut []);
     let parsed = request.parse_with_uninit_headers(bytes, &mut slots);
     let len = match parsed {
         Ok(httparse::Status::Complete(len)) if len <= head_bytes_max => len,
         Ok(httparse::Status::Complete(_)) => return Err(too_large(bytes, target_bytes_max)),
-        Ok(httparse::Status::Partial) if bytes.len() > head_bytes_max => return Err(too_large(bytes, target_bytes_max)),
+        Ok(httparse::Status::Partial) if bytes.len() > head_bytes_max => {
+            return Err(too_large(bytes, target_bytes_max));
+        }
         Ok(httparse::Status::Partial) => return Ok(None),
         Err(httparse::Error::TooManyHeaders) => return Err(Malformed::HeadTooLarge),
         Err(error) => return Err(Malformed::Syntax(syntax_of(error))),
@@ -156,8 +162,8 @@ pub fn split_target(target: &[u8]) -> Result<(&[u8], Option<&[u8]>), Malformed> 
     } else {
         return Err(Malformed::Syntax("the request target is not in origin form"));
     };
-    if memchr::memchr(b'#', origin).is_some() {
-        return Err(Malformed::Syntax("the request target holds a fragment"));
+    if !origin.iter().all(|b| (0x21..=0x7e).contains(b) && *b != b'#') {
+        return Err(Malformed::Syntax("the request target holds a byte RFC 3986 forbids"));
     }
     Ok(memchr::memchr(b'?', origin).map_or((origin, None), |at| (&origin[..at], Some(&origin[at + 1..]))))
 }

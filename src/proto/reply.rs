@@ -72,7 +72,10 @@ impl Reply {
     }
 
     pub fn add_field(&mut self, name: &str, value: &[u8]) {
-        debug_assert!(!value.iter().any(|b| matches!(b, b'\r' | b'\n' | 0)), "values are encoded before they come here");
+        debug_assert!(
+            !value.iter().any(|b| matches!(b, b'\r' | b'\n' | 0)),
+            "values are encoded before they come here"
+        );
         self.fields.extend_from_slice(name.as_bytes());
         self.fields.extend_from_slice(b": ");
         self.fields.extend_from_slice(value);

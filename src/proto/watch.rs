@@ -73,9 +73,8 @@ impl Watch {
 
     /// The connection now waits for `phase`, at most `within` (`None`: as long as it takes).
     pub fn enter(&self, phase: Phase, within: Option<Duration>) {
-        let deadline = within.map_or(u64::MAX, |d| {
-            self.clock.now_ms().saturating_add(u64::try_from(d.as_millis()).unwrap_or(u64::MAX))
-        });
+        let deadline = within
+            .map_or(u64::MAX, |d| self.clock.now_ms().saturating_add(u64::try_from(d.as_millis()).unwrap_or(u64::MAX)));
         self.deadline_ms.set(deadline);
         self.phase.set(phase);
     }

@@ -2,9 +2,7 @@
 //!
 //! A connection over the bound is answered 503 and closed, so the client knows. Closing serves what the kernel already took in.
 
-use std::{
-    cell::RefCell, io, net::SocketAddr, os::fd::OwnedFd, panic::AssertUnwindSafe, rc::Rc, time::Duration,
-};
+use std::{cell::RefCell, io, net::SocketAddr, os::fd::OwnedFd, panic::AssertUnwindSafe, rc::Rc, time::Duration};
 
 use futures_lite::FutureExt;
 

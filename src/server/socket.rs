@@ -1,9 +1,6 @@
 //! Listening sockets: made by hand, so that every option is ours.
 
-use std::{
-    io,
-    net::SocketAddr,
-};
+use std::{io, net::SocketAddr};
 
 use socket2::{Domain, Protocol, Socket, Type};
 

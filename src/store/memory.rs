@@ -289,24 +289,30 @@ async fn pump(broker: Arc<Broker>, group: Rc<Group>, mut next: Vec<(Partition, O
     broker.unwatch(&group.topic_name, &watcher);
 }
 
-/// Gives the group what its clients wait for, every partition an equal part.
+/// Gives the group what its clients wait for: every partition an equal part, then what is left from those that have more.
 fn fill(broker: &Broker, group: &Group, next: &mut [(Partition, Offset)]) {
-    let demand = group.demand();
-    if demand == 0 {
-        return;
+    let mut pushed = 0;
+    loop {
+        let demand = group.demand().min(limits::BATCH_MESSAGES_MAX);
+        if demand == 0 {
+            break;
+        }
+        let share = demand.div_ceil(next.len().max(1));
+        let before = pushed;
+        for (partition, position) in &mut *next {
+            let count = if group.has_room(*partition) { share } else { 0 };
+            let (after, latest) = broker.read(&group.topic_name, *partition, *position, count, |message| {
+                pushed += 1;
+                group.push(message);
+            });
+            *position = after;
+            group.set_latest(*partition, latest);
+        }
+        if pushed == before || pushed >= limits::BATCH_MESSAGES_MAX {
+            break;
+        }
     }
-    let share = demand.div_ceil(next.len().max(1)).min(limits::LOOP_ITEMS_MAX);
-    let mut pushed = false;
-    for (partition, position) in next {
-        let count = if group.has_room(*partition) { share } else { 0 };
-        let (after, latest) = broker.read(&group.topic_name, *partition, *position, count, |message| {
-            pushed = true;
-            group.push(message);
-        });
-        *position = after;
-        group.set_latest(*partition, latest);
-    }
-    if pushed {
+    if pushed > 0 {
         group.wake_first();
     }
 }

@@ -130,11 +130,15 @@ pub struct TopicMeta {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AdminError {
     /// No broker answered in time, or the offload pool is full.
-    Unavailable { reason: String },
+    Unavailable {
+        reason: String,
+    },
     Exists,
     UnknownTopic,
     /// The cluster refused (policy, bad replication factor, colliding name).
-    Refused { reason: String },
+    Refused {
+        reason: String,
+    },
     /// This store has no such operation.
     NotSupported,
 }
@@ -169,12 +173,7 @@ pub trait Store {
     /// Every topic of the cluster. Never blocks the core.
     fn list_topics(&self) -> impl Future<Output = Result<Vec<TopicMeta>, AdminError>>;
 
-    fn create_topic(
-        &self,
-        name: &str,
-        partitions: i32,
-        replicas: i32,
-    ) -> impl Future<Output = Result<(), AdminError>>;
+    fn create_topic(&self, name: &str, partitions: i32, replicas: i32) -> impl Future<Output = Result<(), AdminError>>;
 
     /// Oldest and latest of every partition.
     fn watermarks(&self, topic: &Topic) -> impl Future<Output = Result<Vec<Watermarks>, AdminError>>;

@@ -131,7 +131,8 @@ impl Client {
         let mut found: *const rd::rd_kafka_metadata = ptr::null();
         // SAFETY: live client; the answer is destroyed unread.
         unsafe {
-            ErrorCode::from(rd::rd_kafka_metadata(self.raw(), 0, ptr::null_mut(), &raw mut found, ms(timeout))).ok_or()?;
+            ErrorCode::from(rd::rd_kafka_metadata(self.raw(), 0, ptr::null_mut(), &raw mut found, ms(timeout)))
+                .ok_or()?;
             rd::rd_kafka_metadata_destroy(found);
         }
         Ok(())
@@ -232,8 +233,7 @@ impl Client {
     /// Commits; the result comes by `queue` as [`Event::Committed`]. Does not wait.
     pub fn commit_to(&self, queue: &Queue, list: &PartitionList) -> Result<(), ErrorCode> {
         // SAFETY: live client, list (copied) and queue (kept by librdkafka until the answer); no callback.
-        let code =
-            unsafe { rd::rd_kafka_commit_queue(self.raw(), list.raw(), queue.raw(), None, ptr::null_mut()) };
+        let code = unsafe { rd::rd_kafka_commit_queue(self.raw(), list.raw(), queue.raw(), None, ptr::null_mut()) };
         ErrorCode::from(code).ok_or()
     }
 

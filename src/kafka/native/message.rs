@@ -93,8 +93,7 @@ impl Fetched {
             }
             let (mut name, mut value, mut size) = (ptr::null(), ptr::null(), 0);
             for index in 0.. {
-                let code =
-                    rd::rd_kafka_header_get_all(list, index, &raw mut name, &raw mut value, &raw mut size);
+                let code = rd::rd_kafka_header_get_all(list, index, &raw mut name, &raw mut value, &raw mut size);
                 if !ErrorCode::from(code).is_ok() {
                     break;
                 }

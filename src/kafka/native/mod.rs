@@ -318,12 +318,22 @@ unsafe impl Send for Queue {}
 pub enum Event {
     Reports(Reports),
     /// `fatal` when the client can do no more.
-    Error { code: ErrorCode, text: String, fatal: bool },
+    Error {
+        code: ErrorCode,
+        text: String,
+        fatal: bool,
+    },
     Assign(PartitionList),
     Revoke(PartitionList),
     /// Result of a commit: the whole, and per partition.
-    Committed { code: ErrorCode, partitions: Option<PartitionList> },
-    Log { level: i32, text: String },
+    Committed {
+        code: ErrorCode,
+        partitions: Option<PartitionList>,
+    },
+    Log {
+        level: i32,
+        text: String,
+    },
     /// A message that came by the consumer queue: of a partition whose queue was not split off.
     Message(Box<Fetched>),
     Other,
@@ -347,7 +357,9 @@ impl Queue {
     /// From now on the client's socket gets a byte when something comes into the queue after it was last seen empty.
     pub fn watch(&self) {
         // SAFETY: live queue; the descriptor outlives the client; one byte is copied (src).
-        unsafe { rd::rd_kafka_queue_io_event_enable(self.raw(), self.client.wake.as_raw_fd(), c"!".as_ptr().cast(), 1) };
+        unsafe {
+            rd::rd_kafka_queue_io_event_enable(self.raw(), self.client.wake.as_raw_fd(), c"!".as_ptr().cast(), 1)
+        };
     }
 
     /// The next event. Does not wait. On a consumer's queue this counts as the application's poll (src: it holds fetched

@@ -80,7 +80,8 @@ impl<T> Outbox<T> {
         let slot = entry.insert(slot);
         let lent = Lent { payload: &slot.payload, key: key.as_deref(), partition, opaque: ticket.opaque() };
         // SAFETY: the slot keeps the payload until the report or hands it to the client's destroyer (Drop below).
-        let taken = unsafe { if headers.is_empty() { lent.produce(topic) } else { lent.produce_with(topic, &headers) } };
+        let taken =
+            unsafe { if headers.is_empty() { lent.produce(topic) } else { lent.produce_with(topic, &headers) } };
         match taken {
             Ok(()) => {
                 self.lent += 1;
@@ -115,7 +116,8 @@ impl<T> Outbox<T> {
 
     /// Frees the slot, unless its payload is still lent.
     pub fn release(&mut self, ticket: Ticket) {
-        let free = self.slots.get(ticket.index as usize).is_some_and(|s| s.generation == ticket.generation && !s.is_lent);
+        let free =
+            self.slots.get(ticket.index as usize).is_some_and(|s| s.generation == ticket.generation && !s.is_lent);
         if free {
             self.slots.remove(ticket.index as usize);
         }

@@ -12,10 +12,10 @@
 use std::{
     future::poll_fn,
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, OnceLock,
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
-    task::Poll,
+    task::{Poll, Waker},
 };
 
 use atomic_waker::AtomicWaker;
@@ -118,25 +118,37 @@ impl<F> Mesh<F> {
     }
 }
 
+/// Kicks without a tick after which a core is not kicked more: each holds a reference to the tick's task, whose count is 16-bit.
+const UNANSWERED_MAX: u32 = 1_000;
+
 /// How the kicker thread drives a core's tick: a wake from outside ends a park that glommio 0.9 should not have begun. Shared.
+///
+/// The waker is kept, not taken: a core can park with the woken tick in its run queue, and only a further wake, which a waker
+/// that was taken could not give, gets it out.
 #[derive(Debug, Default)]
 pub struct Kick {
-    waker: AtomicWaker,
-    kicked: AtomicBool,
+    tick: OnceLock<Waker>,
+    unanswered: AtomicU32,
 }
 
 impl Kick {
     /// From the kicker thread: one tick is due.
     pub fn kick(&self) {
-        self.kicked.store(true, Ordering::Release);
-        self.waker.wake();
+        let unanswered = self.unanswered.load(Ordering::Relaxed);
+        if unanswered < UNANSWERED_MAX {
+            self.unanswered.fetch_add(1, Ordering::Release);
+            if let Some(tick) = self.tick.get() {
+                tick.wake_by_ref();
+            }
+        }
     }
 
-    /// Resolves once per kick (kicks that come while the core is busy count as one).
+    /// Resolves once per kick (kicks that come while the core is busy count as one). Always awaited by the same task.
     pub async fn due(&self) {
         poll_fn(|cx| {
-            self.waker.register(cx.waker());
-            if self.kicked.swap(false, Ordering::Acquire) { Poll::Ready(()) } else { Poll::Pending }
+            let tick = self.tick.get_or_init(|| cx.waker().clone());
+            debug_assert!(tick.will_wake(cx.waker()), "one task ticks");
+            if self.unanswered.swap(0, Ordering::Acquire) > 0 { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
     }

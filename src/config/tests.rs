@@ -114,6 +114,23 @@ fn all_errors_are_told_at_once_each_with_its_place() {
     assert_eq!(found, expected);
 }
 
+/// What we hand to operators loads; the sample itself sets nothing, so it lacks brokers.
+#[test]
+fn every_file_in_config_is_valid() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("config");
+    let paths =
+        std::fs::read_dir(&folder).expect("config/ is there").map(|entry| entry.expect("it can be listed").path());
+    let files: Vec<PathBuf> =
+        paths.filter(|path| path.extension().is_some_and(|extension| extension == "toml")).collect();
+    assert!(files.len() >= 3, "{files:?}");
+    for file in files {
+        let is_sample = file.file_name().is_some_and(|name| name == "kateway.toml");
+        let flags = if is_sample { pairs(&[("store", "memory")]) } else { Vec::new() };
+        let sources = Sources { file: Some(file.clone()), flags, ..Sources::default() };
+        assert_eq!(resolve(&sources).err(), None, "{}", file.display());
+    }
+}
+
 #[test]
 fn a_file_that_is_missing_or_broken_is_one_error() {
     let sources = Sources { file: Some("/nonexistent/kateway.toml".into()), ..Sources::default() };

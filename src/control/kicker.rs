@@ -91,3 +91,107 @@ impl Seen {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    //! The fact of glommio 0.9 the kicker exists for: an executor that parks with runnable tasks. Two cores throw a ball to each
+    //! other; when nobody catches it for a while although it was thrown, a core has parked. If a newer glommio makes the first
+    //! half fail, the kicker is only a stall detector any more.
+    #![allow(clippy::disallowed_methods)] // A test's own thread may sleep between two looks.
+
+    use std::sync::atomic::AtomicU64;
+
+    use glommio::{LocalExecutorBuilder, Placement};
+
+    use super::*;
+    use crate::mesh::{Mesh, ShardId};
+
+    const RUN: Duration = Duration::from_secs(2);
+    /// A throw takes tens of microseconds; so long without one is a hang, not a busy machine.
+    const HUNG_AFTER: Duration = Duration::from_millis(700);
+    const RUNS_MAX: usize = 40;
+
+    /// Plays until the time is over or the ball lies still; gives whether it does.
+    fn hangs(kicked: bool) -> bool {
+        let mesh: Mesh<bool> = Mesh::new(2);
+        let throws = Arc::new(AtomicU64::new(0));
+        let kicks: Vec<Arc<Kick>> = vec![Arc::default(), Arc::default()];
+        let players: Vec<_> = (0..2)
+            .map(|n| {
+                let (mesh, throws, kick) = (mesh.clone(), Arc::clone(&throws), Arc::clone(&kicks[n]));
+                LocalExecutorBuilder::new(Placement::Unbound)
+                    .preempt_timer(Duration::from_millis(1))
+                    .spawn(move || play(mesh, n, throws, kick))
+                    .expect("an executor starts")
+            })
+            .collect();
+        let kicker = kicked.then(|| {
+            let cores = kicks.iter().map(|kick| Kicked { kick: Arc::clone(kick), metrics: None }).collect();
+            Kicker::start(cores, Duration::from_millis(5), Duration::from_secs(60)).expect("a thread starts")
+        });
+        mesh.send(ShardId(0), true).expect("the inbox is empty");
+        let hung = watch(&throws);
+        for (n, kick) in kicks.iter().enumerate() {
+            mesh.settle(ShardId(n), false);
+            kick.kick();
+        }
+        // A core may park again before it ends: keep kicking until both have ended.
+        let ended = Arc::new(AtomicBool::new(false));
+        let ender = {
+            let ended = Arc::clone(&ended);
+            thread::spawn(move || {
+                while !ended.load(Ordering::Relaxed) {
+                    kicks.iter().for_each(|kick| kick.kick());
+                    thread::sleep(Duration::from_millis(1));
+                }
+            })
+        };
+        for player in players {
+            player.join().expect("a player ends");
+        }
+        ended.store(true, Ordering::Relaxed);
+        ender.join().expect("the ender ends");
+        drop(kicker);
+        hung
+    }
+
+    async fn play(mesh: Mesh<bool>, me: usize, throws: Arc<AtomicU64>, kick: Arc<Kick>) {
+        glommio::spawn_local(async move {
+            loop {
+                kick.due().await;
+            }
+        })
+        .detach();
+        while mesh.receive(ShardId(me)).await {
+            throws.fetch_add(1, Ordering::Relaxed);
+            // The other inbox may be full only of balls, which there is one of.
+            let _ = mesh.send(ShardId(1 - me), true);
+        }
+    }
+
+    fn watch(throws: &AtomicU64) -> bool {
+        let started = Instant::now();
+        let (mut seen, mut since) = (0, Instant::now());
+        while started.elapsed() < RUN || since.elapsed() > HUNG_AFTER / 2 {
+            thread::sleep(Duration::from_millis(20));
+            let now = throws.load(Ordering::Relaxed);
+            if now != seen {
+                (seen, since) = (now, Instant::now());
+            } else if since.elapsed() > HUNG_AFTER {
+                return true;
+            }
+        }
+        false
+    }
+
+    #[test]
+    fn glommio_parks_with_runnable_tasks_and_the_kicker_ends_it() {
+        let runs = (1..=RUNS_MAX).find(|_| hangs(false));
+        let runs = runs.expect("without the kicker two cores hang sooner or later");
+        // As many runs as make a hang by chance unlikely to be missed.
+        let enough = (4 * runs).clamp(6, 12);
+        for run in 0..enough {
+            assert!(!hangs(true), "hung with the kicker, run {run} of {enough} (without it: run {runs})");
+        }
+    }
+}

@@ -140,7 +140,8 @@ async fn drain(ctx: &Rc<Context>) {
     glommio::timer::sleep(config.notice).await;
     broadcast(ctx, DrainPhase::Closing);
     let open = |ctx: &Context| total(ctx, |c| c.connections.get());
-    while open(ctx) > 0 && Instant::now() + FINISH_WITHIN < deadline {
+    let finish_within = FINISH_WITHIN.min(config.timeout / 4);
+    while open(ctx) > 0 && Instant::now() + finish_within < deadline {
         glommio::timer::sleep(LOOK_EVERY).await;
     }
     if open(ctx) > 0 {
@@ -193,12 +194,15 @@ async fn reload(ctx: Rc<Context>, mut pipe: Socket, log: Log, sources: Sources, 
     while matches!(pipe.read(&mut byte).await, Ok(1)) {
         match Settings::read(&sources) {
             Ok(newer) => {
-                for change in settings.changes(&newer) {
+                let changes = settings.changes(&newer);
+                settings = settings.reloaded(&newer);
+                apply(&ctx, &log, &settings);
+                // Said at the level now in force.
+                tracing::info!(changed = changes.len(), "reloaded");
+                for change in changes {
                     let effect = if change.hot { "in effect" } else { "with the next start" };
                     tracing::info!(key = change.path, effect, "changed");
                 }
-                settings = settings.reloaded(&newer);
-                apply(&ctx, &log, &settings);
             }
             Err(errors) => {
                 for error in errors {

@@ -22,7 +22,7 @@ const CALL: Duration = Duration::from_secs(15);
 /// A client of one cluster for questions and preparation.
 pub struct Admin {
     brokers: String,
-    admin: AdminClient<DefaultClientContext>,
+    client: AdminClient<DefaultClientContext>,
     consumer: BaseConsumer,
 }
 
@@ -41,7 +41,7 @@ impl Admin {
         config.set("log_level", "0").set("log.connection.close", "false");
         Self {
             brokers: brokers.to_owned(),
-            admin: config.create().expect("the configuration is valid"),
+            client: config.create().expect("the configuration is valid"),
             consumer: config.create().expect("the configuration is valid"),
         }
     }
@@ -60,7 +60,7 @@ impl Admin {
         let brokers = self.broker_count().expect("the cluster answers");
         let replicas = i32::try_from(brokers.min(3)).expect("at most 3");
         let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(replicas));
-        let results = block_on(self.admin.create_topics([&new], &options())).expect("CreateTopics is answered");
+        let results = block_on(self.client.create_topics([&new], &options())).expect("CreateTopics is answered");
         results
             .into_iter()
             .next()
@@ -72,7 +72,7 @@ impl Admin {
     }
 
     pub fn delete_topic(&self, topic: &str) {
-        block_on(self.admin.delete_topics(&[topic], &options())).expect("DeleteTopics is answered");
+        block_on(self.client.delete_topics(&[topic], &options())).expect("DeleteTopics is answered");
     }
 
     /// The number of partitions that have a leader, or `None` while the topic is unknown.

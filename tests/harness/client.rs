@@ -118,7 +118,7 @@ impl Request {
 
     #[must_use]
     pub fn header(mut self, name: &str, value: &str) -> Self {
-        self.head.push_str(&format!("{name}: {value}\r\n"));
+        self.head.extend([name, ": ", value, "\r\n"]);
         self
     }
 
@@ -207,11 +207,8 @@ impl Connection {
         // A refusal may arrive, and the connection close, while the body is still being written; the answer counts, not
         // the write error.
         let sent = self.send(&request.bytes());
-        match (self.read_response_to(request.head.starts_with("HEAD ")), sent) {
-            (Ok(response), _) => Ok(response),
-            (Err(_), Err(failure)) => Err(failure),
-            (Err(failure), Ok(())) => Err(failure),
-        }
+        let answer = self.read_response_to(request.head.starts_with("HEAD "));
+        answer.map_err(|failure| sent.err().unwrap_or(failure))
     }
 
     pub fn read_response(&mut self) -> Result<Response, Failure> {
@@ -221,6 +218,11 @@ impl Connection {
     /// Exactly `len` bytes, uninterpreted.
     pub fn read_raw(&mut self, len: usize) -> Result<Vec<u8>, Failure> {
         self.take(len)
+    }
+
+    /// Undoes [`Self::read_raw`].
+    pub fn put_back(&mut self, bytes: &[u8]) {
+        self.pending.splice(..0, bytes.iter().copied());
     }
 
     fn read_response_to(&mut self, head_only: bool) -> Result<Response, Failure> {
@@ -376,15 +378,12 @@ pub fn percent_decode(text: &str) -> Vec<u8> {
     let mut rest = text.as_bytes();
     while let Some((&first, tail)) = rest.split_first() {
         let code = (first == b'%').then(|| tail.get(..2)).flatten().and_then(|hex| std::str::from_utf8(hex).ok());
-        match code.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
-            Some(byte) => {
-                out.push(byte);
-                rest = &tail[2..];
-            }
-            None => {
-                out.push(first);
-                rest = tail;
-            }
+        if let Some(byte) = code.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+            out.push(byte);
+            rest = &tail[2..];
+        } else {
+            out.push(first);
+            rest = tail;
         }
     }
     out

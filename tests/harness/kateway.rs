@@ -20,7 +20,7 @@ use crate::{folder, wait_until};
 const START: Duration = Duration::from_secs(20);
 
 /// Log lines that no test should leave behind.
-const ALARMS: [&str; 2] = ["panicked", "core stalled"];
+const ALARMS: [&str; 2] = ["panicked", "the core stalls"];
 
 /// How a gateway is to be started.
 #[derive(Clone)]
@@ -43,7 +43,7 @@ impl Builder {
 
     /// `--set key=value`; a later value for the same key replaces the earlier.
     #[must_use]
-    pub fn set(mut self, key: &str, value: impl ToString) -> Self {
+    pub fn set(mut self, key: &str, value: impl std::fmt::Display) -> Self {
         self.settings.retain(|(k, _)| k != key);
         self.settings.push((key.to_owned(), value.to_string()));
         self

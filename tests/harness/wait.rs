@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// Returns how long it took until `condition` held; panics with `what` when `limit` passed first.
+#[track_caller]
 pub fn wait_until(limit: Duration, what: impl Display, mut condition: impl FnMut() -> bool) -> Duration {
     let start = Instant::now();
     while !condition() {
@@ -20,6 +21,7 @@ pub fn wait_until(limit: Duration, what: impl Display, mut condition: impl FnMut
 }
 
 /// Like [`wait_until`], for a condition that yields a value.
+#[track_caller]
 pub fn wait_for<T>(limit: Duration, what: impl Display, mut find: impl FnMut() -> Option<T>) -> T {
     let mut found = None;
     wait_until(limit, what, || {

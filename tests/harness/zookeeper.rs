@@ -48,7 +48,7 @@ impl ZooKeeper {
     /// Waits until the server answers `imok`.
     pub fn wait_ready(&mut self) {
         let address = self.address;
-        wait_until(Duration::from_secs(60), "ZooKeeper answers imok", || {
+        wait_until(Duration::from_mins(1), "ZooKeeper answers imok", || {
             assert!(self.process.poll().is_none(), "ZooKeeper ended; see its log in {}", folder::run().display());
             are_you_ok(address).unwrap_or(false)
         });

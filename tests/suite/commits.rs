@@ -79,8 +79,9 @@ fn kafkas_own_tool_sees_the_group() {
 /// A client that takes the head of an answer and resets the connection has not got its messages.
 fn abandon(gateway: &Kateway, topic: &Topic) {
     let mut connection = gateway.subscriber();
-    connection.send(&topic.read("g", "batch=1000&wait=20s").bytes()).expect("sent");
-    // The answer is larger than all socket buffers between here and there, so it cannot have been taken whole.
+    // The linger lets the batch fill to its bound of 8 MB, more than all socket buffers between here and there can
+    // take: an answer the kernel took whole would count as delivered.
+    connection.send(&topic.read("g", "batch=1000&wait=20s&linger=1s").bytes()).expect("sent");
     connection.read_raw(100).expect("the answer begins");
     connection.reset();
 }

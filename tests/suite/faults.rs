@@ -24,7 +24,10 @@ pub const CASES: &[Case] = &[
     Case::new("faults::too_few_replicas_is_refused", too_few_replicas_is_refused).kafka().alone(),
 ];
 
-const AGAIN: Duration = Duration::from_secs(60);
+/// `pub.deadline_ms`, which is 5 s, with room for a machine that also runs the brokers.
+const DEADLINE: Duration = Duration::from_millis(6_500);
+
+const AGAIN: Duration = Duration::from_mins(1);
 
 /// A topic, a gateway of two shards and publishers at work.
 struct Scene {
@@ -100,7 +103,6 @@ fn broker_frozen_and_thawed() {
     let (verdict, tally) = scene.close("broker frozen");
     verdict.assert_clean();
     assert_only_expected(&tally);
-    assert!(tally.slowest < Duration::from_secs(8), "no request waits longer than its deadline: {:?}", tally.slowest);
 }
 
 fn gateway_killed_and_restarted() {
@@ -123,15 +125,19 @@ fn too_few_replicas_is_refused() {
     let scene = Scene::open("replicas");
     let leader = leader_of_first_partition(&scene.topic);
     let others: Vec<u32> = (0..3).filter(|id| *id != leader).collect();
-    others.iter().for_each(|id| kafka().kill(*id));
-    wait_until(Duration::from_secs(60), "publishes are refused or unknown", || {
+    for id in &others {
+        kafka().kill(*id);
+    }
+    wait_until(Duration::from_mins(1), "publishes are refused or unknown", || {
         let answer = scene.gateway.publish(&scene.topic.publish("partition=0", "one replica is not enough"));
         answer.status != 201
     });
     let answer = scene.gateway.publish(&scene.topic.publish("partition=0", "nor now"));
     assert!([503, 504].contains(&answer.status), "{} {}", answer.status, answer.text());
     kateway_tests::problem::check(&answer, answer.status);
-    others.iter().for_each(|id| kafka().restart(*id));
+    for id in &others {
+        kafka().restart(*id);
+    }
     kafka().wait_whole();
     scene.wait_more(500);
     let Scene { topic, gateway: _gateway, ledger, load } = scene;
@@ -151,4 +157,5 @@ fn assert_only_expected(tally: &Tally) {
     let unexpected: Vec<_> = tally.statuses.keys().filter(|status| ![201, 503, 504].contains(*status)).collect();
     assert!(unexpected.is_empty(), "{tally:?}");
     assert_eq!((tally.unanswered, tally.cut, tally.not_connected), (0, 0, 0), "{tally:?}");
+    assert!(tally.slowest < DEADLINE, "no request waits longer than its deadline: {tally:?}");
 }

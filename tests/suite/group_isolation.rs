@@ -24,7 +24,9 @@ const EACH: usize = 50;
 
 fn on_kafka(topics: &[Topic]) -> Kateway {
     let admin = kafka().admin();
-    topics.iter().for_each(|topic| admin.create_topic(&topic.in_kafka(), 2));
+    for topic in topics {
+        admin.create_topic(&topic.in_kafka(), 2);
+    }
     Kateway::kafka(admin.brokers()).shards(2).start()
 }
 

@@ -96,7 +96,7 @@ fn join(topic: &Topic, gateways: &[Kateway]) {
 
 /// Eight clients, spread over `addresses`, read everything.
 fn share(what: &str, topic: &Topic, addresses: &[SocketAddr]) {
-    let seen: Mutex<Vec<Vec<Frame>>> = Mutex::default();
+    let seen: Mutex<Vec<Share>> = Mutex::default();
     let total = AtomicUsize::new(0);
     let start = Instant::now();
     std::thread::scope(|scope| {
@@ -109,8 +109,9 @@ fn share(what: &str, topic: &Topic, addresses: &[SocketAddr]) {
             });
         }
     });
-    let took = start.elapsed();
     let shares = seen.into_inner().expect("no client panicked");
+    let took = shares.iter().filter_map(|share| share.last).max().map(|last| last - start).unwrap_or_default();
+    let shares: Vec<Vec<Frame>> = shares.into_iter().map(|share| share.frames).collect();
     let counts: Vec<usize> = shares.iter().map(Vec::len).collect();
     figures::note(format!("group sharing, {what}: messages per client"), format!("{counts:?} in {took:?}"));
 
@@ -123,11 +124,18 @@ fn share(what: &str, topic: &Topic, addresses: &[SocketAddr]) {
     assert!(counts.iter().all(|&count| count > 0), "every client gets a share: {counts:?}");
 }
 
+/// What one client got, and when the last of it came.
+#[derive(Default)]
+struct Share {
+    frames: Vec<Frame>,
+    last: Option<Instant>,
+}
+
 /// One client: small batches, so that eight have something to share, until all clients together have everything.
-fn read_share(address: SocketAddr, topic: &Topic, total: &AtomicUsize) -> Vec<Frame> {
+fn read_share(address: SocketAddr, topic: &Topic, total: &AtomicUsize) -> Share {
     let mut connection = Connection::open(address).expect("the gateway accepts");
-    let mut mine = Vec::new();
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut mine = Share::default();
+    let deadline = Instant::now() + Duration::from_mins(1);
     while total.load(Ordering::Relaxed) < MESSAGES && Instant::now() < deadline {
         let answer = connection.call(&topic.read("g", "batch=50&wait=1s")).unwrap_or_else(|e| panic!("{e}"));
         if answer.status == 204 {
@@ -135,7 +143,8 @@ fn read_share(address: SocketAddr, topic: &Topic, total: &AtomicUsize) -> Vec<Fr
         }
         let frames = frames::decode(&answer.expect(200).body);
         total.fetch_add(frames.len(), Ordering::Relaxed);
-        mine.extend(frames);
+        mine.frames.extend(frames);
+        mine.last = Some(Instant::now());
     }
     mine
 }
@@ -144,7 +153,7 @@ fn read_share(address: SocketAddr, topic: &Topic, total: &AtomicUsize) -> Vec<Fr
 fn read_all(address: SocketAddr, request: &Request, count: usize) -> Vec<Frame> {
     let mut connection = Connection::open(address).expect("the gateway accepts");
     let mut frames = Vec::new();
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_mins(1);
     while frames.len() < count && Instant::now() < deadline {
         let answer = connection.call(request).unwrap_or_else(|e| panic!("{e}"));
         frames.extend(frames::decode(&answer.body));

@@ -39,7 +39,9 @@ fn record(draft: &Draft, partition: i32, offset: i64) -> Record {
 fn five() -> (Ledger, Vec<Draft>, Vec<Record>) {
     let ledger = Ledger::new(7);
     let drafts: Vec<Draft> = (0..5).map(|_| ledger.enter(1, 2, 100)).collect();
-    drafts.iter().for_each(|draft| ledger.answered(draft.id, Answer::Durable));
+    for draft in &drafts {
+        ledger.answered(draft.id, Answer::Durable);
+    }
     let records = drafts.iter().zip(0..).map(|(draft, offset)| record(draft, 0, offset)).collect();
     (ledger, drafts, records)
 }

@@ -11,10 +11,12 @@
 //! ```text
 //! cargo test -p kateway-tests --test suite                     everything
 //! cargo test -p kateway-tests --test suite -- bad_input        what contains `bad_input`
+//! cargo test -p kateway-tests --test suite -- --skip '[kafka]' what needs no cluster
 //! ```
 //!
 //! The gateway under test is `target/release/kateway`, or what `KATEWAY_BIN` names. Logs are kept when a trial fails.
 
+use std::cell::Cell;
 use std::process::ExitCode;
 use std::sync::{OnceLock, PoisonError, RwLock};
 
@@ -32,6 +34,7 @@ mod framing;
 mod group_isolation;
 mod group_sharing;
 mod http2;
+mod instruments;
 mod ledger_checker;
 mod limits;
 mod long_poll;
@@ -47,6 +50,9 @@ mod topic_names;
 
 /// Trials at a time. They mostly wait, for Kafka and for each other.
 const THREADS: usize = 4;
+
+/// Shown before the names of trials that use the cluster, so that a filter can leave them out.
+const KAFKA: &str = "kafka";
 
 /// One trial.
 #[derive(Clone, Copy)]
@@ -86,6 +92,7 @@ const ALL: &[&[Case]] = &[
     group_isolation::CASES,
     group_sharing::CASES,
     http2::CASES,
+    instruments::CASES,
     ledger_checker::CASES,
     limits::CASES,
     long_poll::CASES,
@@ -108,6 +115,7 @@ pub fn kafka() -> &'static Cluster {
 }
 
 fn main() -> ExitCode {
+    say_which_trial_panicked();
     let mut args = Arguments::from_args();
     args.test_threads = args.test_threads.or(Some(THREADS));
 
@@ -132,8 +140,21 @@ fn main() -> ExitCode {
     conclusion.exit_code()
 }
 
+thread_local! {
+    static TRIAL: Cell<&'static str> = const { Cell::new("a thread of a trial") };
+}
+
+/// Four trials share one stderr: each complaint begins with the trial's name, and no backtrace through this program drowns it.
+fn say_which_trial_panicked() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let message = panic.payload_as_str().unwrap_or("no message");
+        eprintln!("{} at {place}: {message}", TRIAL.get());
+    }));
+}
+
 fn trial(case: Case) -> Trial {
-    Trial::test(case.name, move || {
+    let trial = Trial::test(case.name, move || {
         // The ordinary share the lock, the lonely own it. All ordinary trials have been handed out before the first
         // lonely one asks, so it waits for those still running and is overtaken by none. A failed trial poisons it,
         // which means nothing: it guards no data.
@@ -144,7 +165,9 @@ fn trial(case: Case) -> Trial {
         } else {
             _shared = TURN.read().unwrap_or_else(PoisonError::into_inner);
         }
+        TRIAL.set(case.name);
         (case.run)();
         Ok(())
-    })
+    });
+    if case.needs_kafka { trial.with_kind(KAFKA) } else { trial }
 }

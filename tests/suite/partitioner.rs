@@ -31,7 +31,7 @@ fn agrees_with_the_java_client() {
     keys.extend((0..60).map(|n| format!("order-{n}")));
     keys.extend(["ключ", "größe", "日本", "🦀"].map(str::to_owned));
 
-    let input: String = keys.iter().map(|key| format!("{key}\tby java\n")).collect();
+    let input = keys.join("\tby java\n") + "\tby java\n";
     let name = topic.in_kafka();
     let args = ["--bootstrap-server", admin.brokers(), "--topic", &name, "--property", "parse.key=true"];
     java::tool(java::CONSOLE_PRODUCER, &args, input.as_bytes());

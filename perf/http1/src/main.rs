@@ -138,8 +138,9 @@ fn spawn_kicker(kicked: Arc<Mutex<Option<Waker>>>) {
     std::thread::spawn(move || {
         loop {
             std::thread::sleep(KICK_INTERVAL);
-            if let Some(waker) = kicked.lock().expect("no holder panics").take() {
-                waker.wake();
+            // Kept, not taken: an executor that parks right after this task became runnable needs one more foreign wake.
+            if let Some(waker) = &*kicked.lock().expect("no holder panics") {
+                waker.wake_by_ref();
             }
         }
     });

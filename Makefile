@@ -1,0 +1,73 @@
+# Entry points of the project. `make` alone shows them.
+#
+# Everything is built in the release profile and for the whole workspace: so dependencies (librdkafka above all) are compiled
+# once, and serve the gateway, its unit tests, clippy and the tests from outside.
+
+CARGO   := cargo
+PROFILE := --release --locked
+TARGET  := $(or $(CARGO_TARGET_DIR),target)
+KATEWAY := $(TARGET)/release/kateway
+
+# Options of the gateway for `make run`, e.g. make run ARGS='--store kafka --brokers localhost:9092'.
+ARGS ?= --store memory --set drain.notice_s=0
+# Filter of `make test`, e.g. make test ONLY=long_poll.
+ONLY ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help run build check test unit suite bench-quick config kafka-jars tools clean
+
+help: ## Show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: build ## Build and start the gateway on the embedded store (ARGS= for other options); ctrl-c stops it
+	@printf '%s\n' \
+	  'kateway answers here once it says ready (publish 9191, subscribe 9192, manage 9193); try in another terminal:' \
+	  '' \
+	  "  curl -i -H 'Appid: app1' --data-binary 'hello' 'http://127.0.0.1:9191/v1/msgs/greetings/v1'" \
+	  "  curl -i -H 'Appid: app2' 'http://127.0.0.1:9192/v1/msgs/app1/greetings/v1?group=g1'" \
+	  "  curl -s 'http://127.0.0.1:9193/v1/status'" \
+	  ''
+	@exec $(KATEWAY) run $(ARGS)
+
+build: ## Build target/release/kateway
+	@.ci/tools build
+	$(CARGO) build $(PROFILE)
+
+check: ## Look without running: format, lints, unit tests, house rules (and licences, if cargo-deny is installed)
+	@.ci/tools build
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy $(PROFILE) --workspace --all-targets -- -D warnings
+	$(MAKE) --no-print-directory unit
+	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --locked check; else echo 'cargo-deny is not installed: licences and advisories not checked'; fi
+
+test: unit suite ## Test everything, with a real ZooKeeper and a real 3-broker Kafka (ONLY= to select)
+
+unit: ## Run the unit tests and the house rules
+	@.ci/tools build
+	$(CARGO) test $(PROFILE) --workspace --lib --test tidy
+
+suite: ## Run the tests from outside against the built binary (ONLY= to select)
+	@.ci/tools build test
+	$(CARGO) build $(PROFILE) --workspace --bins
+	KATEWAY_BIN=$(abspath $(KATEWAY)) $(CARGO) test $(PROFILE) --workspace --test suite -- $(ONLY)
+
+bench-quick: ## Measure publishing on Kafka, on the null store, and nginx beside them, in under two minutes
+	@.ci/tools build test bench
+	$(CARGO) build $(PROFILE) --workspace --bins
+	perf/bench-quick --gateway $(KATEWAY) --testbed '$(abspath $(TARGET)/release/testbed) --brokers 1'
+
+config: build ## Write config/kateway.toml and config/error-codes.md anew from the source
+	$(KATEWAY) check --sample > config/kateway.toml
+	$(KATEWAY) check --codes > config/error-codes.md
+
+kafka-jars: ## Fetch the Kafka that the tests start (they do it themselves when it is missing)
+	@.ci/tools test
+	mvn --batch-mode --quiet -f tests/harness/kafka/pom.xml dependency:copy-dependencies \
+	  -DoutputDirectory=$(CURDIR)/tests/.cache/kafka-3.9.1
+
+tools: ## Install what build, tests and benchmarks need (apt-get, as root or with sudo)
+	@.ci/tools build test bench
+
+clean: ## Remove what was built; fetched jars and benchmark results stay
+	$(CARGO) clean
+	rm -rf tests/.cache/runs

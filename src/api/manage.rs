@@ -98,6 +98,13 @@ async fn metrics(ctx: &Rc<Context>, stamp: &Stamp) -> Result<Reply, Problem> {
         if let Some(status) = status {
             let groups = float(status.groups.len() as u64);
             samples.push(gauge("kateway_sub_groups", "Reader groups living on the core.", id.0, groups));
+            samples.extend(status.clients.iter().map(|(name, kind, help, value)| Sample {
+                name,
+                help,
+                kind,
+                labels: vec![("shard", id.0.to_string())],
+                value: float(*value),
+            }));
         }
     }
     samples.extend(lag_samples(&gathered));

@@ -5,7 +5,7 @@ use std::{rc::Rc, time::Duration};
 use futures_channel::oneshot;
 use serde_json::{Value, json};
 
-use super::{context::Context, frame::Frame};
+use super::{backend::ClientCounter, context::Context, frame::Frame};
 use crate::{
     limits,
     mesh::ShardId,
@@ -23,6 +23,7 @@ pub struct ShardStatus {
     pub reachable: bool,
     pub queued_messages: u64,
     pub queued_bytes: u64,
+    pub clients: Vec<ClientCounter>,
 }
 
 /// This core's status; what it answers to [`Frame::Status`].
@@ -35,6 +36,7 @@ pub fn here(ctx: &Context) -> ShardStatus {
         reachable: data.backend.is_reachable(),
         queued_messages,
         queued_bytes,
+        clients: data.backend.counters(),
     }
 }
 
@@ -122,6 +124,7 @@ fn shard_json(ctx: &Context, shard: ShardId, status: Option<&ShardStatus>) -> Va
         "cluster_reachable": status.map(|s| s.reachable),
         "producer_queue_messages": status.map(|s| s.queued_messages),
         "producer_queue_bytes": status.map(|s| s.queued_bytes),
+        "kafka": status.map(|s| s.clients.iter().map(|(name, _, _, value)| ((*name).to_owned(), Value::from(*value))).collect::<serde_json::Map<_, _>>()),
     })
 }
 

@@ -27,7 +27,7 @@ use super::{
     offsets::{self, AssignError, Start},
     options,
     pump::Pump,
-    reach::{LogLimit, Reach},
+    reach::Reach,
     stats::ConsumerStats,
     topic_name,
 };
@@ -65,10 +65,6 @@ pub(super) enum Outcome {
         ends: Vec<(Partition, Offset)>,
         is_committed: bool,
     },
-    Restarted {
-        partition: Partition,
-        oldest: Option<Offset>,
-    },
 }
 
 /// One group's membership.
@@ -78,7 +74,6 @@ pub(super) struct Member {
     pub topic: CString,
     pub reset: Reset,
     pub around: Surroundings,
-    pub log: LogLimit,
     outcomes: RefCell<VecDeque<Outcome>>,
     /// Jobs in the offload pool that answer a rebalance.
     jobs: Cell<usize>,
@@ -96,7 +91,6 @@ impl Member {
             topic: topic_name(&topic.name),
             reset,
             around,
-            log: LogLimit::default(),
             outcomes: RefCell::default(),
             jobs: Cell::new(0),
             is_over: Cell::new(false),
@@ -141,7 +135,7 @@ impl Member {
                 Ok(Err(text)) => text,
                 Err(error) => format!("offload pool: {error:?}"),
             };
-            if let Some(held) = self.log.pass(Instant::now()) {
+            if let Some(held) = self.around.reach.log.pass(Instant::now()) {
                 tracing::error!(group = self.group.group_id, reason, held, "a group could not be joined");
             }
             self.group.fail(&reason);
@@ -236,28 +230,10 @@ impl Member {
         });
     }
 
-    /// Continues a partition at its oldest message; the outcome is [`Outcome::Restarted`].
-    pub fn restart(self: &Rc<Self>, client: &Arc<Client>, partition: Partition) {
-        let (this, client) = (Rc::clone(self), Arc::clone(client));
-        self.spawn(async move {
-            let (topic, timeout) = (this.topic.clone(), this.around.config.kafka.admin_timeout);
-            let call = move || offsets::restart_at_oldest(&client, &topic, partition, timeout);
-            let oldest = match this.around.offload.run(call).await {
-                Ok(Ok(oldest)) => Some(oldest),
-                other => {
-                    this.trouble(&format!("partition {partition} could not be repositioned: {other:?}"));
-                    glommio::timer::sleep(ASK_AGAIN).await;
-                    None
-                }
-            };
-            Outcome::Restarted { partition, oldest }
-        });
-    }
-
     /// Something that should work does not, at the moment.
     fn trouble(&self, reason: &str) {
         self.around.stats.errors.one();
-        if let Some(held) = self.log.pass(Instant::now()) {
+        if let Some(held) = self.around.reach.log.pass(Instant::now()) {
             tracing::warn!(group = self.group.group_id, reason, held, "trouble with a group");
         }
         if !self.group.is_assigned() {

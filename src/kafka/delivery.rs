@@ -65,7 +65,6 @@ pub(super) struct Pipe {
     pub client: Arc<Client>,
     stats: Rc<ProducerStats>,
     reach: Rc<Reach>,
-    log: LogLimit,
 }
 
 impl Pipe {
@@ -81,7 +80,6 @@ impl Pipe {
             client,
             stats,
             reach,
-            log: LogLimit::default(),
         }))
     }
 
@@ -113,7 +111,7 @@ impl Pipe {
             match event {
                 Event::Reports(reports) => handled += self.take_reports(reports).await,
                 Event::Error { code, text, fatal } => self.take_error(code, &text, fatal),
-                Event::Log { level, text } => log_line(level, &text),
+                Event::Log { level, text } => log_line(&self.reach.log, level, &text),
                 _ => {}
             }
             handled += 1;
@@ -185,7 +183,7 @@ impl Pipe {
         if fatal {
             tracing::error!(error = code.name(), text, "the producer failed for good and is replaced");
             self.retire();
-        } else if let Some(held) = self.log.pass(now) {
+        } else if let Some(held) = self.reach.log.pass(now) {
             tracing::warn!(error = code.name(), text, held, "producer error");
         }
     }
@@ -193,29 +191,34 @@ impl Pipe {
     /// Answers requests whose deadline has passed; their payloads stay lent.
     pub async fn sweep(&self, now: Instant) {
         let mut handled = 0;
-        loop {
-            let Some((due, ticket)) = self.due.borrow().front().copied() else { return };
-            let mut outbox = self.outbox.borrow_mut();
-            let waiting = outbox.get_mut(ticket).filter(|pending| matches!(pending.wait, Wait::Request(_)));
-            if let Some(pending) = waiting {
-                if due > now {
-                    return;
-                }
-                let answer = Wait::Answered(Err(ProduceError::Unknown { reason: "DEADLINE" }));
-                let waiting = mem::replace(&mut pending.wait, answer);
-                pending.is_overdue = true;
-                self.stats.overdue.one();
-                if let Wait::Request(Some(waker)) = waiting {
-                    waker.wake();
-                }
-            }
-            drop(outbox);
-            self.due.borrow_mut().pop_front();
+        while self.sweep_one(now) {
             handled += 1;
             if handled % limits::LOOP_ITEMS_MAX == 0 {
                 glommio::executor().yield_now().await;
             }
         }
+    }
+
+    /// Removes the first of the line, answered or overdue. `false` when there is none to remove yet.
+    fn sweep_one(&self, now: Instant) -> bool {
+        let mut line = self.due.borrow_mut();
+        let Some((due, ticket)) = line.front().copied() else { return false };
+        let mut outbox = self.outbox.borrow_mut();
+        let waiting = outbox.get_mut(ticket).filter(|pending| matches!(pending.wait, Wait::Request(_)));
+        if let Some(pending) = waiting {
+            if due > now {
+                return false;
+            }
+            let answer = Wait::Answered(Err(ProduceError::Unknown { reason: "DEADLINE" }));
+            let waiting = mem::replace(&mut pending.wait, answer);
+            pending.is_overdue = true;
+            self.stats.overdue.one();
+            if let Wait::Request(Some(waker)) = waiting {
+                waker.wake();
+            }
+        }
+        line.pop_front();
+        true
     }
 }
 
@@ -260,11 +263,15 @@ pub(super) fn refusal(code: ErrorCode) -> Option<ProduceError> {
     refused.then(|| ProduceError::Refused { reason: code.name() })
 }
 
-/// librdkafka's own log lines, at syslog levels.
-pub(super) fn log_line(level: i32, text: &str) {
+/// librdkafka's own log lines, at syslog levels. Those that repeat with every client and broker are limited.
+pub(super) fn log_line(limit: &LogLimit, level: i32, text: &str) {
     match level {
-        ..=3 => tracing::warn!("librdkafka {text}"),
-        4 | 5 => tracing::info!("librdkafka {text}"),
+        ..=4 => {
+            if let Some(held) = limit.pass(Instant::now()) {
+                tracing::warn!(held, "librdkafka {text}");
+            }
+        }
+        5 => tracing::info!("librdkafka {text}"),
         _ => tracing::debug!("librdkafka {text}"),
     }
 }

@@ -108,19 +108,3 @@ pub(super) fn decline(client: &Client, topic: &CStr) {
         tracing::debug!(text, "an assignment was not current any more");
     }
 }
-
-/// Continues a partition at its oldest message, because what was asked for is gone.
-pub(super) fn restart_at_oldest(
-    client: &Client,
-    topic: &CStr,
-    partition: Partition,
-    timeout: Duration,
-) -> Result<Offset, String> {
-    let mut list = PartitionList::new(topic, [(partition, 0)]);
-    client.offsets_at(End::Oldest, &mut list, timeout).map_err(|code| code.name().to_owned())?;
-    let Some(entry) = list.entries().next().filter(|entry| entry.code.is_ok()) else {
-        return Err("no oldest offset".to_owned());
-    };
-    client.seek(&list, timeout)?;
-    Ok(entry.offset)
-}

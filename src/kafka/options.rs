@@ -93,7 +93,10 @@ pub fn consumer(config: &Config, group_id: &str) -> Options {
     options.set("max.poll.interval.ms", kafka.session_timeout.as_millis().max(60_000));
     // The lease table decides what is committed, and where a group without a commit starts is asked for per request.
     options.set("enable.auto.commit", "false").set("enable.auto.offset.store", "false");
-    options.set("auto.offset.reset", "error");
+    // Every partition is assigned at an explicit offset, so this only says what to do when that offset is gone: retention
+    // passed it, or the topic was made anew. librdkafka does it in place; answering an error by reassigning could be taken for
+    // the answer to a rebalance under way.
+    options.set("auto.offset.reset", "earliest");
     options.set("isolation.level", "read_committed").set("enable.partition.eof", "false");
     // Per partition and without clients: small. A full queue is looked at again after 5 ms; the default of 1 s stalls readers.
     options.set("queued.max.messages.kbytes", kafka.fetch_queue_kbytes.max(1)).set("fetch.queue.backoff.ms", 5);
@@ -136,6 +139,7 @@ fn fraction_ms(us: u64) -> String {
 struct Builder(Options);
 
 impl Builder {
+    #[allow(clippy::needless_pass_by_value)] // numbers and literals at every call: a reference would only be noise
     fn set(&mut self, name: &str, value: impl ToString) -> &mut Self {
         self.0.push((name.to_owned(), value.to_string()));
         self

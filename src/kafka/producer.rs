@@ -18,7 +18,7 @@ use super::{
     delivery::{Pending, Pipe, Report, Wait, refusal},
     native::{Client, ErrorCode, Kind, TopicHandle, hear_on_core},
     options,
-    reach::{LogLimit, Reach},
+    reach::Reach,
     stats::ProducerStats,
 };
 use crate::{
@@ -42,7 +42,6 @@ pub(super) struct Producer {
     is_making: Cell<bool>,
     /// When a topic that librdkafka does not know was last asked for again.
     asked_at: Cell<Option<Instant>>,
-    log: LogLimit,
 }
 
 impl Producer {
@@ -63,7 +62,6 @@ impl Producer {
             tasks: RefCell::default(),
             is_making: Cell::new(false),
             asked_at: Cell::new(None),
-            log: LogLimit::default(),
         })
     }
 
@@ -210,7 +208,7 @@ impl Producer {
         let (client, hear) = match made {
             Ok(made) => made,
             Err(text) => {
-                if let Some(held) = self.log.pass(Instant::now()) {
+                if let Some(held) = self.reach.log.pass(Instant::now()) {
                     tracing::error!(text, held, "a Kafka producer could not be made");
                 }
                 return None;

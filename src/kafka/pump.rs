@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     limits,
-    store::{Message, Partition},
+    store::{Message, Offset, Partition},
 };
 
 /// The consumer queue is polled at least so often.
@@ -32,6 +32,8 @@ const PAUSE_AFTER: Duration = Duration::from_secs(5);
 const COMMIT_LOST: Duration = Duration::from_secs(15);
 /// How long a refusal (authorization, no such topic) is shown to clients when it does not repeat.
 const FAULT_SHOWN: Duration = Duration::from_secs(5);
+/// Of syslog's levels.
+const LOG_WARNING: i32 = 4;
 /// Values up to this are copied: a message handed out as it is keeps its whole fetch answer in memory.
 const COPY_BYTES_MAX: usize = 256;
 
@@ -40,8 +42,8 @@ struct Part {
     id: Partition,
     queue: Queue,
     is_paused: bool,
-    /// Being moved to its oldest message.
-    is_restarting: bool,
+    /// The offset expected next, or a later one.
+    next: Offset,
 }
 
 /// See the module text.
@@ -150,7 +152,13 @@ impl Pump {
             }
             Event::Committed { code, partitions } => self.take_commit(code, partitions.as_ref()),
             Event::Error { code, text, fatal } => self.take_error(code, &text, fatal),
-            Event::Log { level, text } => log_line(level, &text),
+            Event::Log { level, text } => {
+                // The only sign librdkafka gives that it continued at the oldest because the position was gone.
+                if level <= LOG_WARNING && text.starts_with("OFFSET:") {
+                    self.member.around.stats.offset_resets.one();
+                }
+                log_line(&self.member.around.reach.log, level, &text);
+            }
             // Of a partition that was not split off in time: as good as any other, and later ones must not overtake it.
             Event::Message(message) => {
                 self.take_message(*message);
@@ -178,22 +186,6 @@ impl Pump {
                     group.mark_uncommitted(ends.into_iter().map(|(partition, _)| partition));
                 }
             }
-            Outcome::Restarted { partition, oldest } => {
-                let Some(part) = self.parts.iter_mut().find(|part| part.id == partition) else { return };
-                part.is_restarting = false;
-                let Some(oldest) = oldest else {
-                    part.is_restarting = true;
-                    self.member.restart(&self.client, partition);
-                    return;
-                };
-                self.member.around.stats.offset_resets.one();
-                // Behind what was handed out: the topic was made anew, and the leases are of another log.
-                let end = group.status().partitions.iter().find(|p| p.partition == partition).map(|p| p.end);
-                if end.is_some_and(|end| oldest < end) {
-                    group.assign(partition, oldest);
-                    group.mark_uncommitted([partition]);
-                }
-            }
         }
     }
 
@@ -205,7 +197,7 @@ impl Pump {
                 group.mark_uncommitted([partition]);
             }
             self.parts.retain(|part| part.id != partition);
-            self.parts.push(Part { id: partition, queue, is_paused: false, is_restarting: false });
+            self.parts.push(Part { id: partition, queue, is_paused: false, next: offset });
         }
         self.commit_due = Instant::now();
         self.wanted_at = self.commit_due;
@@ -271,9 +263,10 @@ impl Pump {
     /// Gives the message's bytes.
     fn take_message(&mut self, message: Fetched) -> usize {
         if let Some(code) = message.error() {
-            self.take_message_error(message.partition(), code);
+            self.take_error(code, "", false);
             return 0;
         }
+        self.follow(message.partition(), message.offset());
         let message = hand_on(message);
         let bytes = message.bytes();
         self.member.around.stats.fetched.one();
@@ -282,22 +275,14 @@ impl Pump {
         bytes
     }
 
-    fn take_message_error(&mut self, partition: Partition, code: ErrorCode) {
-        let is_gone =
-            code.is(rd::RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET) || code.is(rd::RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE);
-        if !is_gone {
-            self.take_error(code, "", false);
-            return;
-        }
-        let part = self.parts.iter_mut().find(|part| part.id == partition && !part.is_restarting);
-        if let Some(part) = part {
-            part.is_restarting = true;
-            tracing::warn!(
-                group = self.member.group.group_id,
-                partition,
-                "the position is gone, continuing at the oldest"
-            );
-            self.member.restart(&self.client, partition);
+    /// A position that goes back means another log under the same name: what was handed out is of the old one.
+    fn follow(&mut self, partition: Partition, offset: Offset) {
+        let Some(part) = self.parts.iter_mut().find(|part| part.id == partition) else { return };
+        let is_behind = offset < part.next;
+        part.next = offset + 1;
+        if is_behind {
+            self.member.group.assign(partition, offset);
+            self.member.group.mark_uncommitted([partition]);
         }
     }
 
@@ -370,7 +355,7 @@ impl Pump {
             return;
         }
         stats.commits_failed.one();
-        if let Some(held) = self.member.log.pass(Instant::now()) {
+        if let Some(held) = self.member.around.reach.log.pass(Instant::now()) {
             tracing::warn!(group = self.member.group.group_id, error = code.name(), held, "a commit failed");
         }
         self.member.group.mark_uncommitted(failed);
@@ -388,7 +373,7 @@ impl Pump {
     fn take_error(&mut self, code: ErrorCode, text: &str, fatal: bool) {
         let group = &self.member.group;
         self.member.around.stats.errors.one();
-        if let Some(held) = self.member.log.pass(Instant::now()) {
+        if let Some(held) = self.member.around.reach.log.pass(Instant::now()) {
             tracing::warn!(group = group.group_id, error = code.name(), text, held, "consumer error");
         }
         if code.is(rd::RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN) {
@@ -464,7 +449,7 @@ impl Pump {
             return;
         }
         let group = Rc::clone(&self.member.group);
-        while !(self.client.is_closed() && !self.member.is_busy()) {
+        while !self.client.is_closed() || self.member.is_busy() {
             let rung = group.bell.wait();
             self.serve().await;
             if Instant::now() >= by {

@@ -8,8 +8,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::store::notify::Notify;
-
 /// How often a cluster that does not answer is asked.
 const PROBE_DOWN: Duration = Duration::from_secs(1);
 
@@ -20,13 +18,13 @@ pub struct Reach {
     heard_at: Cell<Option<Instant>>,
     /// How long silence is taken for health.
     quiet_max: Duration,
-    /// Rung when it went up or down.
-    pub changed: Notify,
+    /// Shared by all clients of the core: a thousand groups that lost the same brokers are one line.
+    pub log: LogLimit,
 }
 
 impl Reach {
     pub fn new(quiet_max: Duration) -> Self {
-        Self { is_up: Cell::new(false), heard_at: Cell::new(None), quiet_max, changed: Notify::default() }
+        Self { is_up: Cell::new(false), heard_at: Cell::new(None), quiet_max, log: LogLimit::default() }
     }
 
     pub fn is_up(&self) -> bool {
@@ -37,14 +35,14 @@ impl Reach {
     pub fn heard(&self, now: Instant) {
         self.heard_at.set(Some(now));
         if !self.is_up.replace(true) {
-            self.changed.ring();
+            tracing::info!("the Kafka cluster answers");
         }
     }
 
     /// A client lost all its brokers, or a probe had no answer.
     pub fn missed(&self) {
         if self.is_up.replace(false) {
-            self.changed.ring();
+            tracing::warn!("the Kafka cluster does not answer");
         }
     }
 

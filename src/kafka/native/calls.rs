@@ -273,12 +273,6 @@ impl Client {
         unsafe { rd::rd_kafka_assignment_lost(self.raw()) != 0 }
     }
 
-    /// Continues each partition at its offset. Blocks.
-    pub fn seek(&self, list: &PartitionList, timeout: Duration) -> Result<(), String> {
-        // SAFETY: live client and list.
-        unsafe { take_error(rd::rd_kafka_seek_partitions(self.raw(), list.raw(), ms(timeout))) }.map_or(Ok(()), Err)
-    }
-
     /// Stops fetching; what was fetched and not taken goes, and comes again after [`Client::resume`]. Does not wait.
     pub fn pause(&self, list: &PartitionList) {
         // SAFETY: live client and list.

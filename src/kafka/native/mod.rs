@@ -17,7 +17,7 @@ use std::{
     ffi::{CStr, CString, c_char, c_int},
     io,
     mem::ManuallyDrop,
-    os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd},
+    os::fd::{AsRawFd, OwnedFd},
     ptr::{self, NonNull},
     sync::{Arc, OnceLock},
 };
@@ -358,8 +358,9 @@ impl Queue {
     pub fn watch(&self) {
         // SAFETY: live queue; the descriptor outlives the client; one byte is copied (src).
         unsafe {
-            rd::rd_kafka_queue_io_event_enable(self.raw(), self.client.wake.as_raw_fd(), c"!".as_ptr().cast(), 1)
-        };
+            let byte = c"!".as_ptr().cast();
+            rd::rd_kafka_queue_io_event_enable(self.raw(), self.client.wake.as_raw_fd(), byte, 1);
+        }
     }
 
     /// The next event. Does not wait. On a consumer's queue this counts as the application's poll (src: it holds fetched

@@ -20,10 +20,10 @@ use std::{
 };
 
 use futures_lite::{AsyncReadExt, future};
-use glommio::{Task, net::UnixStream};
+use glommio::Task;
 
 use super::{
-    native::{Client, Kind, PartitionList, hear_on_core},
+    native::{Client, Kind, PartitionList},
     offsets::{self, AssignError, Start},
     options,
     pump::Pump,
@@ -34,6 +34,7 @@ use super::{
 use crate::{
     config::resolve::Config,
     offload::{Offload, OffloadError},
+    readiness::Socket,
     store::{Group, Offset, Partition, Reset, Topic, notify::Notify},
 };
 
@@ -118,7 +119,7 @@ impl Member {
     }
 
     /// A client that has subscribed; `None` when the group closes before there is one.
-    async fn connect(&self) -> Option<(Arc<Client>, UnixStream)> {
+    async fn connect(&self) -> Option<(Arc<Client>, Socket)> {
         loop {
             if self.group.is_closing() {
                 return None;
@@ -131,7 +132,10 @@ impl Member {
                 Ok::<_, String>((client, hear))
             });
             let reason = match made.await {
-                Ok(Ok((client, hear))) => return Some((client, hear_on_core(hear))),
+                Ok(Ok((client, hear))) => match Socket::adopt(hear) {
+                    Ok(hear) => return Some((client, hear)),
+                    Err(error) => error.to_string(),
+                },
                 Ok(Err(text)) => text,
                 Err(error) => format!("offload pool: {error:?}"),
             };
@@ -254,7 +258,7 @@ impl Member {
 }
 
 /// Rings the group's bell whenever one of the client's queues has something. Ends with the client, or dropped.
-async fn ring(group: Rc<Group>, mut hear: UnixStream) {
+async fn ring(group: Rc<Group>, mut hear: Socket) {
     let mut bytes = [0; 64];
     while let Ok(1..) = hear.read(&mut bytes).await {
         group.bell.ring();

@@ -22,7 +22,6 @@ use std::{
 };
 
 use futures_lite::AsyncReadExt;
-use glommio::net::UnixStream;
 use rdkafka::bindings::rd_kafka_resp_err_t as rd;
 
 use super::{
@@ -32,6 +31,7 @@ use super::{
 };
 use crate::{
     limits,
+    readiness::Socket,
     store::{ProduceError, Stored},
 };
 
@@ -91,7 +91,7 @@ impl Pipe {
     }
 
     /// Serves reports until the executor ends, or the pipe is retired and empty.
-    pub async fn serve(self: Rc<Self>, mut bell: UnixStream) {
+    pub async fn serve(self: Rc<Self>, mut bell: Socket) {
         let mut bytes = [0; 64];
         loop {
             self.drain().await;

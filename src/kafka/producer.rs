@@ -16,7 +16,7 @@ use rdkafka::bindings::rd_kafka_resp_err_t as rd;
 
 use super::{
     delivery::{Pending, Pipe, Report, Wait, refusal},
-    native::{Client, ErrorCode, Kind, TopicHandle, hear_on_core},
+    native::{Client, ErrorCode, Kind, TopicHandle},
     options,
     reach::Reach,
     stats::ProducerStats,
@@ -24,6 +24,7 @@ use super::{
 use crate::{
     config::resolve::Config,
     offload::Offload,
+    readiness::Socket,
     store::{Ack, ProduceError, Record, Stored, Topic},
 };
 
@@ -215,7 +216,14 @@ impl Producer {
             }
         };
         let pipe = Pipe::new(client, Rc::clone(&self.stats), Rc::clone(&self.reach))?;
-        let task = glommio::spawn_local(Rc::clone(&pipe).serve(hear_on_core(hear)));
+        let hear = match Socket::adopt(hear) {
+            Ok(hear) => hear,
+            Err(error) => {
+                tracing::error!(%error, "a producer's bell cannot be watched");
+                return None;
+            }
+        };
+        let task = glommio::spawn_local(Rc::clone(&pipe).serve(hear));
         self.tasks.borrow_mut().push(task);
         self.pipes.borrow_mut().push(Rc::clone(&pipe));
         Some(pipe)

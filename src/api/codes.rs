@@ -107,7 +107,13 @@ pub fn markdown() -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::TABLE;
+    use super::{TABLE, markdown};
+
+    #[test]
+    fn the_published_list_is_up_to_date() {
+        let published = include_str!("../../config/error-codes.md");
+        assert_eq!(published, markdown(), "write it anew with `make config`");
+    }
 
     #[test]
     fn numbers_and_slugs_are_unique_and_sorted() {

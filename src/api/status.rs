@@ -175,6 +175,6 @@ fn limits_json(ctx: &Context) -> Value {
         "inflight_max_per_shard": config.publish.inflight_max,
         "connections_max_per_shard": config.http.connections_max,
         "groups_max": config.subscribe.groups_max,
-        "leases_max_per_partition": limits::LEASES_MAX,
+        "leases_max_per_partition": config.subscribe.leases_max,
     })
 }

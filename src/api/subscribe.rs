@@ -138,7 +138,7 @@ pub async fn fetch_here(ctx: &Rc<Context>, request: &FetchRequest) -> Result<(Rc
         (config.subscribe.groups_max.div_ceil(ctx.mesh.shards()), config.subscribe.waiters_max)
     };
     if ctx.drain_phase() == DrainPhase::Closing {
-        let group = Group::new(&request.key.topic, &request.key.group_id);
+        let group = Group::new(&request.key.topic, &request.key.group_id, 0);
         return Ok((group, Delivery::default()));
     }
     let topic = data

@@ -74,10 +74,14 @@ impl Admin {
             })
             .await?;
         let (oldest, latest) = found.map_err(|code| {
-            if code.is(rd::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART) || code.is(rd::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC) {
-                return AdminError::UnknownTopic;
-            }
-            unavailable(code)
+            // A topic that is not there has no partition either: which of the three it is depends on who noticed.
+            let absent = [
+                rd::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART,
+                rd::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC,
+                rd::RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION,
+            ];
+            let is_absent = absent.iter().any(|known| code.is(*known));
+            if is_absent { AdminError::UnknownTopic } else { unavailable(code) }
         })?;
         self.reach.heard(Instant::now());
         let both = oldest.entries().zip(latest.entries());

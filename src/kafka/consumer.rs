@@ -88,7 +88,7 @@ impl Member {
     pub fn join(around: Surroundings, topic: &Topic, group_id: &str, reset: Reset) -> Rc<Self> {
         around.stats.groups_opened.one();
         let member = Rc::new(Self {
-            group: Group::new(&topic.name, group_id),
+            group: Group::new(&topic.name, group_id, around.config.subscribe.leases_max),
             topic: topic_name(&topic.name),
             reset,
             around,

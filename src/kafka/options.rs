@@ -1,6 +1,7 @@
 //! Every librdkafka option the gateway relies on, set by name with its reason. What is not here is librdkafka's default on purpose.
 //!
-//! Invariant: `kafka.options` of the configuration comes last, so an operator can override anything, at their own risk. This
+//! Invariant: `kafka.options` of the configuration comes last, so an operator can override what the promises do not rest
+//! on (the configuration refuses the rest). This
 //! file only knows names and values; who uses them is `producer` and `consumer`.
 
 use std::time::Duration;

@@ -8,7 +8,7 @@ use std::{
     cell::{Cell, RefCell},
     rc::Rc,
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use glommio::Task;
@@ -27,6 +27,9 @@ use crate::{
     readiness::Socket,
     store::{Ack, ProduceError, Record, Stored, Topic},
 };
+
+/// Between two questions for a topic that is not known.
+const ASK_AGAIN: Duration = Duration::from_millis(250);
 
 /// The producer of one ack level.
 #[derive(Debug)]
@@ -136,10 +139,10 @@ impl Producer {
     }
 
     /// A topic may have been made since librdkafka learnt that it is not there; by itself it would look again only at the
-    /// next refresh. At most one question a second.
+    /// next refresh. One question for one topic is cheap; [`ASK_AGAIN`] bounds how many there are.
     fn ask_again(&self, pipe: &Pipe, topic: &Topic) {
         let now = Instant::now();
-        if self.asked_at.get().is_some_and(|at| now.saturating_duration_since(at).as_millis() < 1000) {
+        if self.asked_at.get().is_some_and(|at| now.saturating_duration_since(at) < ASK_AGAIN) {
             return;
         }
         let handle = pipe.topics.borrow().get(topic.slot).and_then(Clone::clone);

@@ -139,6 +139,7 @@ struct Waiter {
 pub struct Group {
     pub topic_name: String,
     pub group_id: String,
+    leases_max: usize,
     parts: RefCell<Vec<Part>>,
     waiters: RefCell<VecDeque<Rc<Waiter>>>,
     /// The filter in use; it may change when nobody waits and nothing is leased.
@@ -158,10 +159,12 @@ pub struct Group {
 }
 
 impl Group {
-    pub fn new(topic_name: &str, group_id: &str) -> Rc<Self> {
+    /// `leases_max`: messages of one partition that may be handed out above the acknowledged run.
+    pub fn new(topic_name: &str, group_id: &str, leases_max: usize) -> Rc<Self> {
         Rc::new(Self {
             topic_name: topic_name.to_owned(),
             group_id: group_id.to_owned(),
+            leases_max,
             parts: RefCell::default(),
             waiters: RefCell::default(),
             filter: RefCell::default(),
@@ -230,7 +233,7 @@ impl Group {
         parts
             .iter()
             .find(|p| p.id == partition)
-            .is_some_and(|p| p.table.outstanding() + p.ready.len() < limits::LEASES_MAX)
+            .is_some_and(|p| p.table.outstanding() + p.ready.len() < self.leases_max)
     }
 
     /// A message of an assigned partition, in offset order. Others are dropped: they come again from the committed offset.

@@ -185,11 +185,12 @@ fn now_ms() -> i64 {
 #[derive(Clone, Debug)]
 pub struct MemoryStore {
     broker: Arc<Broker>,
+    leases_max: usize,
 }
 
 impl MemoryStore {
-    pub fn new(broker: Arc<Broker>) -> Self {
-        Self { broker }
+    pub fn new(broker: Arc<Broker>, leases_max: usize) -> Self {
+        Self { broker, leases_max }
     }
 }
 
@@ -235,7 +236,7 @@ impl Store for MemoryStore {
 
     fn open_group(&self, topic: &Rc<Topic>, group_id: &str, reset: Reset) -> Result<Rc<Group>, AdminError> {
         let marks = self.broker.watermarks(&topic.name).ok_or(AdminError::UnknownTopic)?;
-        let group = Group::new(&topic.name, group_id);
+        let group = Group::new(&topic.name, group_id, self.leases_max);
         let mut next = Vec::with_capacity(marks.len());
         for mark in marks {
             let start = self.broker.start_of(&topic.name, group_id, mark.partition, reset);

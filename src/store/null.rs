@@ -98,7 +98,7 @@ impl Store for NullStore {
     }
 
     fn open_group(&self, topic: &Rc<Topic>, group_id: &str, _reset: Reset) -> Result<Rc<Group>, AdminError> {
-        let group = Group::new(&topic.name, group_id);
+        let group = Group::new(&topic.name, group_id, 0);
         group.set_assigned();
         Ok(group)
     }

@@ -20,6 +20,7 @@ pub const CASES: &[Case] = &[
     Case::new("commits::undelivered_comes_again", undelivered_comes_again).kafka(),
     Case::new("commits::undelivered_comes_again_on_memory", undelivered_comes_again_on_memory),
     Case::new("commits::member_outlives_connections", member_outlives_connections).kafka(),
+    Case::new("commits::idle_group_stays_and_then_leaves", idle_group_stays_and_then_leaves).kafka(),
     Case::new("commits::next_gateway_goes_on_at_once", next_gateway_goes_on_at_once).kafka(),
     Case::new("commits::killed_gateway_loses_nothing", killed_gateway_loses_nothing).kafka(),
 ];
@@ -143,6 +144,23 @@ fn member_outlives_connections() {
     assert_eq!(kafka().admin().members(&group), before, "a hundred connections later it is the same member");
     figures::note("commits: slowest read on a fresh connection", format!("{slowest:?}"));
     assert!(slowest < Duration::from_secs(2), "a new connection costs no rebalance: {slowest:?}");
+}
+
+/// Without any client the gateway stays a member beyond Kafka's session time-out (6 s), and leaves when its own idle time is over.
+fn idle_group_stays_and_then_leaves() {
+    let topic = topic_of(10);
+    let gateway = Kateway::kafka(&kafka().bootstrap()).set("sub.group_idle_s", 10).start();
+    let group = topic.group_in_kafka("g");
+    read(&gateway, &topic, 1);
+    let idle_since = Instant::now();
+    let member = kafka().admin().members(&group);
+    let left = wait_until(Duration::from_secs(25), "the idle group is left", || {
+        let now = kafka().admin().members(&group);
+        assert!(now.is_empty() || now == member, "still the same member: {now:?} was {member:?}");
+        now.is_empty()
+    });
+    assert!(idle_since.elapsed() > Duration::from_secs(9), "not before its time: {left:?}");
+    assert_eq!(read(&gateway, &topic, 9).len(), 9, "and it comes back where it was");
 }
 
 fn next_gateway_goes_on_at_once() {

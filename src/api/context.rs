@@ -124,7 +124,7 @@ impl Context {
         if phase == DrainPhase::Closing
             && let Some(data) = &self.data
         {
-            data.groups.close_all();
+            data.groups.end_fetches();
         }
     }
 

@@ -58,9 +58,9 @@ impl Groups {
     }
 
     /// Ends every waiting read with nothing.
-    pub fn close_all(&self) {
+    pub fn end_fetches(&self) {
         for group in self.open.borrow().values() {
-            group.close();
+            group.end_fetches();
         }
     }
 

@@ -188,8 +188,10 @@ impl Pipe {
         }
     }
 
-    /// Answers requests whose deadline has passed; their payloads stay lent.
+    /// Answers requests whose deadline has passed; their payloads stay lent. Looks for reports first: a bell that was missed
+    /// must cost a sweep's interval, not the deadline.
     pub async fn sweep(&self, now: Instant) {
+        self.drain().await;
         let mut handled = 0;
         while self.sweep_one(now) {
             handled += 1;

@@ -150,6 +150,8 @@ pub struct Group {
     /// Where the next fetch starts looking, so that no partition is preferred.
     turn: Cell<usize>,
     assigned: Cell<bool>,
+    /// Fetches end with nothing; what is handed out can still be settled and committed.
+    ending: Cell<bool>,
     closing: Cell<bool>,
     delivered: Cell<u64>,
     fetching: Cell<usize>,
@@ -173,6 +175,7 @@ impl Group {
             lease: Cell::new(0),
             turn: Cell::new(0),
             assigned: Cell::new(false),
+            ending: Cell::new(false),
             closing: Cell::new(false),
             delivered: Cell::new(0),
             fetching: Cell::new(0),
@@ -219,7 +222,7 @@ impl Group {
 
     /// Messages the source should fetch now: what waiting clients want beyond what is buffered.
     pub fn demand(&self) -> usize {
-        if self.closing.get() {
+        if self.ending.get() {
             return 0;
         }
         let wanted: usize = self.waiters.borrow().iter().map(|w| w.messages_max).sum();
@@ -378,13 +381,13 @@ impl Group {
         if self.waiters.borrow().is_empty() {
             self.take(spec, taken);
         }
-        if taken.delivery.messages.len() >= enough || is_full(spec, taken) || self.closing.get() {
+        if taken.delivery.messages.len() >= enough || is_full(spec, taken) || self.ending.get() {
             return Ok(());
         }
         let place = self.stand_in_line(spec.messages_max - taken.delivery.messages.len())?;
         self.bell.ring();
         let mut turn = std::pin::pin!(poll_fn(|cx| {
-            if self.closing.get() {
+            if self.ending.get() {
                 return Poll::Ready(Ok(()));
             }
             if taken.delivery.messages.is_empty()
@@ -485,10 +488,16 @@ impl Group {
         self.wake_first();
     }
 
-    /// From now on fetches end empty; the source commits and leaves.
+    /// From now on fetches end empty. What was handed out is still settled and committed.
+    pub fn end_fetches(&self) {
+        self.ending.set(true);
+        self.wake_all();
+    }
+
+    /// The source commits what is acknowledged, and leaves.
     pub fn close(&self) {
         self.closing.set(true);
-        self.wake_all();
+        self.end_fetches();
         self.bell.ring();
     }
 

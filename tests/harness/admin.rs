@@ -10,12 +10,12 @@ use futures_lite::future::block_on;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::KafkaResult;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{Offset, TopicPartitionList};
 
-use crate::wait_until;
+use crate::wait::{wait_for, wait_until};
 
 const CALL: Duration = Duration::from_secs(15);
 
@@ -57,7 +57,7 @@ impl Admin {
     /// Makes `topic` with three replicas (or one where there is one broker) and waits until every partition has a
     /// leader everywhere.
     pub fn create_topic(&self, topic: &str, partitions: i32) {
-        let brokers = self.broker_count().expect("the cluster answers");
+        let brokers = wait_for(CALL, "the cluster answers", || self.broker_count().ok());
         let replicas = i32::try_from(brokers.min(3)).expect("at most 3");
         let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(replicas));
         let results = block_on(self.client.create_topics([&new], &options())).expect("CreateTopics is answered");
@@ -74,6 +74,17 @@ impl Admin {
                 led_partitions(&witness, topic) == usize::try_from(partitions).ok()
             });
         }
+    }
+
+    /// Commits for a group once, so that the offsets topic is made, has its leaders and is replicated before anything is measured or
+    /// killed: brokers make it on first use, which takes seconds.
+    pub fn warm_up_groups(&self) {
+        const TOPIC: &str = "warm-up";
+        self.create_topic(TOPIC, 1);
+        let mut offsets = TopicPartitionList::new();
+        offsets.add_partition_offset(TOPIC, 0, Offset::Offset(0)).expect("a legal offset");
+        wait_until(CALL, "a commit succeeds", || self.consumer.commit(&offsets, CommitMode::Sync).is_ok());
+        wait_until(CALL, "the offsets topic is replicated", || self.fully_in_sync("__consumer_offsets"));
     }
 
     pub fn delete_topic(&self, topic: &str) {

@@ -60,6 +60,7 @@ impl Cluster {
             broker.launch(options);
         }
         cluster.wait_whole();
+        cluster.admin().warm_up_groups();
         cluster
     }
 

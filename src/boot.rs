@@ -77,7 +77,7 @@ pub fn run(sources: Sources) -> Result<(), StartError> {
     }
     let shards = config.shard.count;
     let (data_sockets, man_socket, addrs) = bind(&config)?;
-    let offload = Offload::start(limits::OFFLOAD_THREADS).map_err(StartError::Spawn)?;
+    let offload = Offload::start(limits::OFFLOAD_THREADS + shards).map_err(StartError::Spawn)?;
     let parts = Parts {
         mesh: Mesh::new(shards),
         metrics: (0..shards).map(|_| Arc::default()).collect(),

@@ -44,7 +44,7 @@ pub const LOOP_ITEMS_MAX: usize = 256;
 pub const MESH_FRAMES_MAX: usize = 8 * 1024;
 /// Jobs waiting for the offload pool; over it: 503.
 pub const OFFLOAD_JOBS_MAX: usize = 1024;
-/// Threads of the offload pool.
+/// Threads of the offload pool, besides one for each core: a core that probes a cluster that is away holds one for seconds.
 pub const OFFLOAD_THREADS: usize = 4;
 
 /// Messages delivered but not yet part of the contiguous acknowledged run, per partition; over it the partition waits.

@@ -39,11 +39,20 @@ pub struct DataPlane {
     pub backend: Backend,
     pub topics: Topics,
     pub groups: Groups,
-    /// One refresh at a time; whoever missed before it began waits for the next one.
-    refreshing: Cell<bool>,
-    refreshed: Notify,
-    refresh_generation: Cell<u64>,
-    refreshed_at: Cell<Option<Instant>>,
+    refresh: Refresh,
+}
+
+/// Refreshes of the topic snapshot: one at a time, in a task of their own, so that no request that gives up ends one.
+#[derive(Debug)]
+struct Refresh {
+    running: Cell<bool>,
+    /// The store is being asked right now.
+    listing: Cell<bool>,
+    /// Rounds that have ended, and the round somebody waits for.
+    ended: Cell<u64>,
+    wanted: Cell<u64>,
+    outcome: RefCell<Result<(), Problem>>,
+    bell: Notify,
 }
 
 impl DataPlane {
@@ -52,10 +61,14 @@ impl DataPlane {
             backend,
             topics: Topics::default(),
             groups: Groups::default(),
-            refreshing: Cell::new(false),
-            refreshed: Notify::default(),
-            refresh_generation: Cell::new(0),
-            refreshed_at: Cell::new(None),
+            refresh: Refresh {
+                running: Cell::new(false),
+                listing: Cell::new(false),
+                ended: Cell::new(0),
+                wanted: Cell::new(0),
+                outcome: RefCell::new(Ok(())),
+                bell: Notify::default(),
+            },
         }
     }
 }
@@ -146,7 +159,7 @@ impl Context {
     }
 
     /// The topic, if it exists: from this core's snapshot, else by asking the store once.
-    pub async fn find_topic(&self, name: &str, create: bool) -> Result<Rc<Topic>, Problem> {
+    pub async fn find_topic(self: &Rc<Self>, name: &str, create: bool) -> Result<Rc<Topic>, Problem> {
         let data = self.data.as_ref().ok_or_else(reply::unknown_topic)?;
         if let Some(topic) = data.topics.get(name) {
             return Ok(topic);
@@ -181,40 +194,40 @@ impl Context {
         data.topics.put(name, partitions).ok_or_else(too_many_topics)
     }
 
-    /// Brings the snapshot up to date with a refresh that began after this call.
-    pub async fn refresh_topics(&self, data: &DataPlane) -> Result<(), Problem> {
-        // A refresh under way may have listed before our topic came: wait for one that starts later.
-        let wanted = data.refresh_generation.get() + 1 + u64::from(data.refreshing.get());
-        while data.refresh_generation.get() < wanted {
-            if data.refreshing.get() {
-                data.refreshed.wait().await;
-                continue;
-            }
-            data.refreshing.set(true);
-            let _running = Refreshing(data);
-            if let Some(at) = data.refreshed_at.get() {
-                let spacing = REFRESH_SPACING.saturating_sub(at.elapsed());
-                if !spacing.is_zero() {
-                    glommio::timer::sleep(spacing).await;
-                }
-            }
-            let listed = data.backend.list_topics().await.map_err(reply::admin_failed)?;
-            data.topics.install(&listed);
-            self.metrics.cells.topic_refreshes.add(1);
+    /// Brings the snapshot up to date with a refresh that began after this call. Its failure is this call's.
+    pub async fn refresh_topics(self: &Rc<Self>, data: &DataPlane) -> Result<(), Problem> {
+        let refresh = &data.refresh;
+        // A round under way may have listed before our topic came: wait for one that starts later.
+        let wanted = refresh.ended.get() + 1 + u64::from(refresh.listing.get());
+        refresh.wanted.set(refresh.wanted.get().max(wanted));
+        if !refresh.running.replace(true) {
+            glommio::spawn_local(Rc::clone(self).refresh_rounds()).detach();
         }
-        Ok(())
+        while refresh.ended.get() < wanted {
+            refresh.bell.wait().await;
+        }
+        refresh.outcome.borrow().clone()
     }
-}
 
-/// Ends a refresh whatever way it ends, its future dropped included.
-struct Refreshing<'a>(&'a DataPlane);
-
-impl Drop for Refreshing<'_> {
-    fn drop(&mut self) {
-        self.0.refreshing.set(false);
-        self.0.refreshed_at.set(Some(Instant::now()));
-        self.0.refresh_generation.set(self.0.refresh_generation.get() + 1);
-        self.0.refreshed.ring();
+    async fn refresh_rounds(self: Rc<Self>) {
+        let Some(data) = &self.data else { return };
+        let refresh = &data.refresh;
+        while refresh.ended.get() < refresh.wanted.get() {
+            refresh.listing.set(true);
+            let listed = data.backend.list_topics().await;
+            refresh.listing.set(false);
+            if let Ok(topics) = &listed {
+                data.topics.install(topics);
+                self.metrics.cells.topic_refreshes.add(1);
+            }
+            *refresh.outcome.borrow_mut() = listed.map(|_| ()).map_err(reply::admin_failed);
+            refresh.ended.set(refresh.ended.get() + 1);
+            refresh.bell.ring();
+            if !matches!(data.backend, Backend::Memory(_)) {
+                glommio::timer::sleep(REFRESH_SPACING).await;
+            }
+        }
+        refresh.running.set(false);
     }
 }
 

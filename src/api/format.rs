@@ -125,16 +125,16 @@ pub fn single(delivery: &Delivery, message: &Message, request_id: &[u8]) -> Repl
         .number("X-Offset", message.offset)
         .number("X-Timestamp", message.timestamp_ms);
     let mut text: SmallVec<[u8; 64]> = SmallVec::new();
-    if let Some(key) = &message.key {
-        percent_encode(key, &mut text);
-        reply.add_field("X-Key", &text);
-    }
     let mut room = limits::HEAD_BYTES_MAX;
+    if let Some(key) = message.key.as_ref().filter(|key| key.len() <= room) {
+        percent_encode(key, &mut text);
+        add_if_fits(&mut reply, "X-Key", &text, &mut room);
+    }
     for (name, value) in message.headers() {
         text.clear();
         if name.as_ref() == TAG_HEADER {
             percent_encode(value.as_deref().unwrap_or_default(), &mut text);
-            reply.add_field("X-Tag", &text);
+            add_if_fits(&mut reply, "X-Tag", &text, &mut room);
             continue;
         }
         let Some(value) = value else { continue };
@@ -155,6 +155,14 @@ pub fn single(delivery: &Delivery, message: &Message, request_id: &[u8]) -> Repl
         reply = reply.number("X-Delivery-Count", i64::from(deliveries));
     }
     reply.body("application/octet-stream", message.value.clone())
+}
+
+/// What is left out is in NDJSON.
+fn add_if_fits(reply: &mut Reply, name: &str, value: &[u8], room: &mut usize) {
+    if let Some(left) = room.checked_sub(name.len() + value.len()) {
+        *room = left;
+        reply.add_field(name, value);
+    }
 }
 
 fn is_trace(name: &[u8]) -> bool {

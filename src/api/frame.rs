@@ -3,7 +3,7 @@
 //! Everything in a frame is `Send`; answers come back in the oneshot inside. A [`RemoteLease`] guards what a read handed out:
 //! wherever it is dropped, even inside a channel whose other end has gone, the messages go back to their group.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use futures_channel::oneshot;
 
@@ -60,6 +60,7 @@ pub enum Frame {
     Drain(DrainPhase),
     /// Flush, commit, leave; answered when done.
     Finish {
+        deadline: Instant,
         answer: oneshot::Sender<u64>,
     },
     Reload(Arc<Config>),

@@ -110,6 +110,15 @@ pub fn plan(ctx: &Rc<Context>, head: &Head<'_>, roles: Roles) -> Planned {
     Planned { route, stamp, started, traced, action }
 }
 
+/// The plan for a head that was read but breaks a limit: it is refused.
+pub fn plan_malformed(ctx: &Rc<Context>, head: &Head<'_>, cause: Malformed) -> Planned {
+    let stamp =
+        Stamp { request_id: ctx.request_id(), path: SmallVec::from_slice(&head.path[..head.path.len().min(64)]) };
+    let problem = reply::malformed(cause).unwrap_or_else(|| Problem::new(&codes::MALFORMED, "the request was cut"));
+    let (route, action) = (Route::Unknown, Action::Refuse(problem));
+    Planned { route, stamp, started: Instant::now(), traced: false, action }
+}
+
 fn request_id(ctx: &Context, head: &Head<'_>) -> SmallVec<[u8; 32]> {
     let is_clean = |id: &&[u8]| {
         (1..=limits::REQUEST_ID_BYTES_MAX).contains(&id.len()) && id.iter().all(|b| (0x21..=0x7e).contains(b))

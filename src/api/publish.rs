@@ -28,6 +28,9 @@ use crate::{
 /// The parameters of the route.
 pub const PARAMETERS: &[&str] = &["key", "partition", "ack", "async", "hh", "batch"];
 
+/// A look-up that took longer counts against the publish's deadline.
+const LOOK_UP_SLOW: Duration = Duration::from_millis(100);
+
 /// A publish whose head was found good.
 #[derive(Debug)]
 pub struct Publish {
@@ -109,7 +112,9 @@ impl Publish {
         if bytes == 0 {
             return Err(Problem::new(&codes::EMPTY_MESSAGE, "a message has at least one byte"));
         }
-        let topic = self.topic(ctx).await?;
+        let began = timing.enqueued;
+        let deadline = began + ctx.config.borrow().publish.deadline;
+        let topic = self.topic(ctx, deadline).await?;
         let record = std::mem::take(&mut self.record);
         timing.enqueued = Instant::now();
         let answer = if self.is_async || self.ack == Ack::None {
@@ -118,6 +123,7 @@ impl Publish {
             match data.backend.produce(&topic, record, self.ack) {
                 Ok(report) => {
                     let volatile = data.backend.is_volatile();
+                    let report = within(report, deadline, timing.enqueued - began);
                     report.await.map(|stored| stored_reply(stored, volatile, stamp))
                 }
                 Err(error) => Err(error),
@@ -141,7 +147,20 @@ impl Publish {
         }
     }
 
-    async fn topic(&mut self, ctx: &Rc<Context>) -> Result<Rc<Topic>, Problem> {
+    async fn topic(&self, ctx: &Rc<Context>, deadline: Instant) -> Result<Rc<Topic>, Problem> {
+        if let TopicRef::Known(topic) = &self.topic
+            && self.record.partition.is_none_or(|partition| partition < topic.partitions.get())
+        {
+            return Ok(Rc::clone(topic));
+        }
+        let late = async {
+            glommio::timer::sleep(deadline.saturating_duration_since(Instant::now())).await;
+            Err(Problem::new(&codes::UNAVAILABLE, "the topic could not be looked up within the deadline"))
+        };
+        futures_lite::future::or(self.look_up(ctx), late).await
+    }
+
+    async fn look_up(&self, ctx: &Rc<Context>) -> Result<Rc<Topic>, Problem> {
         let topic = match &self.topic {
             TopicRef::Known(topic) => Rc::clone(topic),
             TopicRef::Unknown(name) => ctx.find_topic(name, true).await?,
@@ -162,9 +181,21 @@ impl Publish {
     }
 }
 
-/// Longest a publish may take in all; librdkafka's own time-out is shorter, so this ends only what it does not.
-pub fn overall_deadline(configured: Duration) -> Duration {
-    configured + Duration::from_secs(1)
+/// The report, no later than the deadline. The store bounds a wait that begins at once by itself; here only what a slow look-up
+/// of the topic has taken is taken off.
+async fn within(
+    report: impl Future<Output = Result<Stored, ProduceError>>,
+    deadline: Instant,
+    looked_up_for: Duration,
+) -> Result<Stored, ProduceError> {
+    if looked_up_for < LOOK_UP_SLOW {
+        return report.await;
+    }
+    let late = async {
+        glommio::timer::sleep(deadline.saturating_duration_since(Instant::now())).await;
+        Err(ProduceError::Unknown { reason: "DEADLINE" })
+    };
+    futures_lite::future::or(report, late).await
 }
 
 /// Runs `use_name` with Kafka's name of the topic, in a buffer that is kept.
@@ -242,6 +273,9 @@ fn record_headers(head: &Head<'_>) -> Result<Vec<Header>, Problem> {
         } else if name.eq_ignore_ascii_case(b"traceparent") || name.eq_ignore_ascii_case(b"tracestate") {
             headers.push((name.to_ascii_lowercase().into(), Some(Bytes::copy_from_slice(value))));
         } else if name.len() > 9 && name[..9].eq_ignore_ascii_case(b"x-header-") {
+            if name[9..].len() >= 8 && name[9..17].eq_ignore_ascii_case(b"kateway-") {
+                return Err(Problem::new(&codes::INVALID_FIELD, "record headers named kateway- are the gateway's own"));
+            }
             let decoded = STANDARD
                 .decode(value)
                 .map_err(|_| Problem::new(&codes::INVALID_FIELD, "the value of an X-Header- field is not base64"))?;

@@ -40,6 +40,8 @@ pub const EXIT_CUT: i32 = 3;
 const SWEEP_TICKS: u64 = 20;
 /// How often the drain looks whether the connections are gone.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// What the control thread needs of the drain time to hear the cores' answers.
+const ANSWER_WITHIN: Duration = Duration::from_millis(500);
 /// Kept back of the drain time for the last steps of the cores.
 const FINISH_WITHIN: Duration = Duration::from_secs(4);
 
@@ -95,7 +97,11 @@ pub async fn run(control: Control) -> io::Result<()> {
             cut(&ctx);
         }
     });
-    drain(&ctx).await;
+    let all_finished = drain(&ctx).await;
+    if !all_finished {
+        // Joining a core that does not answer could take for ever.
+        process::exit(0);
+    }
     again.cancel().await;
     Ok(())
 }
@@ -132,7 +138,7 @@ fn total(ctx: &Context, pick: impl Fn(&crate::metrics::Cells) -> u64) -> u64 {
     ctx.all_metrics.iter().map(|metrics| pick(&metrics.cells)).sum()
 }
 
-async fn drain(ctx: &Rc<Context>) {
+async fn drain(ctx: &Rc<Context>) -> bool {
     let config = ctx.config().drain.clone();
     let deadline = Instant::now() + config.timeout;
     tracing::info!(notice_s = config.notice.as_secs(), timeout_s = config.timeout.as_secs(), "draining");
@@ -147,20 +153,23 @@ async fn drain(ctx: &Rc<Context>) {
     if open(ctx) > 0 {
         tracing::warn!(connections = open(ctx), "the drain time is over; open connections are cut");
     }
-    finish(ctx, deadline).await;
+    finish(ctx, deadline).await
 }
 
-/// Tells every core to flush, commit and leave, and waits for them until the deadline.
-async fn finish(ctx: &Rc<Context>, deadline: Instant) {
+/// Tells every core to flush, commit and leave, and waits for them until the deadline. Gives whether all did.
+async fn finish(ctx: &Rc<Context>, deadline: Instant) -> bool {
+    let left = deadline.saturating_duration_since(Instant::now());
+    let cores_deadline = Instant::now() + left.saturating_sub(ANSWER_WITHIN.min(left / 4));
     let asked: Vec<(ShardId, oneshot::Receiver<u64>)> = ctx
         .mesh
         .shard_ids()
         .map(|shard| {
             let (answer, answered) = oneshot::channel();
-            ctx.mesh.settle(shard, Frame::Finish { answer });
+            ctx.mesh.settle(shard, Frame::Finish { deadline: cores_deadline, answer });
             (shard, answered)
         })
         .collect();
+    let mut all = true;
     for (shard, answered) in asked {
         let left = deadline.saturating_duration_since(Instant::now());
         let late = async {
@@ -170,10 +179,14 @@ async fn finish(ctx: &Rc<Context>, deadline: Instant) {
         match futures_lite::future::or(async { answered.await.ok() }, late).await {
             Some(0) => {}
             Some(unreported) => tracing::warn!(shard = shard.0, unreported, "records without a report at the end"),
-            None => tracing::warn!(shard = shard.0, "the core did not finish in time"),
+            None => {
+                all = false;
+                tracing::warn!(shard = shard.0, "the core did not finish in time");
+            }
         }
     }
     tracing::info!("drained");
+    all
 }
 
 /// A second signal: end now, and say what was cut.

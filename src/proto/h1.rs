@@ -285,7 +285,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> H1<S> {
             }
         }
         // An error while reading (reset, time-out) is the same as the end to everybody above.
-        let got = read(&mut self.stream, &mut self.buffer[self.end..]).await.unwrap_or(0);
+        let got = if self.watch.phase() == Phase::Idle {
+            let (stream, buffer, watch) = (&mut self.stream, &mut self.buffer[self.end..], &self.watch);
+            // A drain ends the wait only when the socket has nothing: what a client has sent is answered.
+            poll_fn(|cx| match Pin::new(&mut *stream).poll_read(cx, buffer) {
+                Poll::Pending if watch.ends_idle(cx) => Poll::Ready(Ok(0)),
+                read => read,
+            })
+            .await
+        } else {
+            read(&mut self.stream, &mut self.buffer[self.end..]).await
+        }
+        .unwrap_or(0);
         self.end += got;
         Ok(got)
     }
@@ -304,7 +315,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> H1<S> {
                     self.flush().await?;
                 } else {
                     self.flush().await?;
-                    self.stream.write_all(&bytes).await?;
+                    for piece in bytes.chunks(limits::WRITE_CHUNK_BYTES) {
+                        // The deadline is for progress, not for the whole.
+                        self.watch.enter(Phase::Write, Some(self.config.write_timeout));
+                        self.stream.write_all(piece).await?;
+                    }
                 }
             }
             Body::Source(source) if !pending.bodiless => {
@@ -417,6 +432,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> H1<S> {
     }
 
     async fn flush(&mut self) -> io::Result<()> {
+        if self.watch.phase() == Phase::Write {
+            self.watch.enter(Phase::Write, Some(self.config.write_timeout));
+        }
         let result = self.stream.write_all(&self.out).await;
         self.out.clear();
         if self.out.capacity() > 2 * limits::WRITE_CHUNK_BYTES {

@@ -5,13 +5,14 @@
 //! taken by hyper and the connection's next flush finished. Per core: nothing here leaves the executor.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     future::{Future, poll_fn},
     io,
     panic::AssertUnwindSafe,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -22,11 +23,14 @@ use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use super::{
     head::{Framing, Head, Malformed, Method, Version, parse_length},
     reply::{Aborted, Body, BodySource, Reply, Sent},
+    watch::{Phase, Watch},
 };
 use crate::{config::resolve::HttpConfig, limits};
 
 /// Streams one client may have open at once.
 const STREAMS_MAX: u32 = 256;
+/// What hyper still decodes of a head; a head over the contract's limit, which is lower, is answered by a problem of ours.
+const HEADER_LIST_BYTES_MAX: u32 = 16 * 1024;
 /// Flow-control windows: one full message fits without waiting for an update.
 const STREAM_WINDOW_BYTES: u32 = 512 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
@@ -37,6 +41,7 @@ type Flushing = Rc<RefCell<Vec<Box<dyn Sent>>>>;
 /// hyper's view of our stream; `unread` are the bytes read before hyper came.
 struct HyperIo<S> {
     stream: S,
+    pulse: Rc<Pulse>,
     unread: Bytes,
     scratch: Box<[u8]>,
     flushing: Flushing,
@@ -57,13 +62,18 @@ impl<S: AsyncRead + Unpin> hyper::rt::Read for HyperIo<S> {
         let room = this.scratch.len().min(buf.remaining());
         let read = std::task::ready!(Pin::new(&mut this.stream).poll_read(cx, &mut this.scratch[..room]))?;
         buf.put_slice(&this.scratch[..read]);
+        this.pulse.beat();
         Poll::Ready(Ok(()))
     }
 }
 
 impl<S: AsyncWrite + Unpin> hyper::rt::Write for HyperIo<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        if matches!(written, Poll::Ready(Ok(1..))) {
+            self.pulse.beat();
+        }
+        written
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -77,6 +87,44 @@ impl<S: AsyncWrite + Unpin> hyper::rt::Write for HyperIo<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_close(cx)
+    }
+}
+
+/// Keeps a connection's deadline: bytes must move within the idle time, or, while requests are open, within the longest wait an
+/// answer may have and the time to write it.
+#[derive(Debug)]
+struct Pulse {
+    watch: Rc<Watch>,
+    open: Cell<usize>,
+    idle: Duration,
+    busy: Duration,
+}
+
+impl Pulse {
+    fn beat(&self) {
+        let within = if self.open.get() == 0 { self.idle } else { self.busy };
+        self.watch.enter(Phase::Stream, Some(within));
+    }
+
+    fn change(&self, open: usize) {
+        self.open.set(open);
+        self.beat();
+    }
+}
+
+/// One open request.
+struct OpenRequest(Rc<Pulse>);
+
+impl OpenRequest {
+    fn new(pulse: &Rc<Pulse>) -> Self {
+        pulse.change(pulse.open.get() + 1);
+        Self(Rc::clone(pulse))
+    }
+}
+
+impl Drop for OpenRequest {
+    fn drop(&mut self) {
+        self.0.change(self.0.open.get() - 1);
     }
 }
 
@@ -99,7 +147,6 @@ impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for LocalExecutor 
 #[derive(Debug)]
 pub struct RequestBody {
     incoming: Incoming,
-    pub announced: Option<u64>,
 }
 
 impl RequestBody {
@@ -128,33 +175,40 @@ impl RequestBody {
     }
 }
 
+/// Where a connection is when hyper takes it over.
+#[derive(Debug)]
+pub struct Start<S> {
+    pub stream: S,
+    /// Bytes read before.
+    pub unread: Bytes,
+    pub watch: Rc<Watch>,
+    pub config: Rc<HttpConfig>,
+}
+
 /// Serves one HTTP/2 connection until it ends. `draining` resolves when the client is to be told to go (GOAWAY).
-pub async fn serve<S, P, A>(
-    stream: S,
-    unread: Bytes,
-    config: &HttpConfig,
-    draining: impl Future<Output = ()>,
-    plan: P,
-    answer: A,
-) where
+pub async fn serve<S, P, A>(start: Start<S>, draining: impl Future<Output = ()>, plan: P, answer: A)
+where
     S: AsyncRead + AsyncWrite + Unpin + 'static,
     P: PlanFn,
     A: AnswerFn<P::Planned>,
 {
+    let Start { stream, unread, watch, config } = start;
+    let busy = Duration::from_secs(limits::WAIT_S_MAX) + config.write_timeout;
+    let pulse = Rc::new(Pulse { watch, open: Cell::new(0), idle: config.idle_timeout, busy });
+    pulse.beat();
     let flushing = Flushing::default();
-    let io = HyperIo { stream, unread, scratch: vec![0; 16 * 1024].into(), flushing: Rc::clone(&flushing) };
+    let scratch = vec![0; 16 * 1024].into();
+    let io = HyperIo { stream, pulse: Rc::clone(&pulse), unread, scratch, flushing: Rc::clone(&flushing) };
     let service = service_fn(move |request: http::Request<Incoming>| {
+        let open = OpenRequest::new(&pulse);
         let planned = with_head(request.uri(), &request, |head| plan.plan(head));
-        let announced =
-            request.headers().get(http::header::CONTENT_LENGTH).and_then(|v| parse_length(v.as_bytes()).ok());
-        let body = RequestBody { incoming: request.into_body(), announced };
-        let answered = answer.answer(planned, body);
+        let answered = answer.answer(planned, RequestBody { incoming: request.into_body() });
         let flushing = Rc::clone(&flushing);
-        async move { Ok::<_, std::convert::Infallible>(response(answered.await, flushing)) }
+        async move { Ok::<_, std::convert::Infallible>(response(answered.await, flushing, open)) }
     });
     let connection = http2::Builder::new(LocalExecutor)
         .max_concurrent_streams(STREAMS_MAX)
-        .max_header_list_size(u32::try_from(config.head_bytes_max).unwrap_or(u32::MAX))
+        .max_header_list_size(HEADER_LIST_BYTES_MAX)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_frame_size(64 * 1024)
@@ -195,13 +249,30 @@ fn with_head<T, B>(uri: &http::Uri, request: &http::Request<B>, plan: impl FnOnc
         path: uri.path().as_bytes(),
         query: uri.query().map(str::as_bytes),
         fields: fields.collect(),
-        framing: Framing::Stream(None),
+        framing: Framing::Stream(announced(request)),
         keep_alive: true,
         expects_continue: false,
     })
 }
 
-fn response(mut reply: Reply, flushing: Flushing) -> http::Response<ResponseBody> {
+fn announced<B>(request: &http::Request<B>) -> Option<u64> {
+    request.headers().get(http::header::CONTENT_LENGTH).and_then(|value| parse_length(value.as_bytes()).ok())
+}
+
+/// Whether a head that HTTP/2's own coding let through is over the contract's limits.
+pub fn check_size(head: &Head<'_>, config: &HttpConfig) -> Result<(), Malformed> {
+    let target = head.path.len() + head.query.map_or(0, |query| query.len() + 1);
+    if target > config.target_bytes_max {
+        return Err(Malformed::TargetTooLong);
+    }
+    let fields: usize = head.fields.iter().map(|(name, value)| name.len() + value.len() + ": \r\n".len()).sum();
+    if target + fields > config.head_bytes_max {
+        return Err(Malformed::HeadTooLarge);
+    }
+    Ok(())
+}
+
+fn response(mut reply: Reply, flushing: Flushing, open: OpenRequest) -> http::Response<ResponseBody> {
     let mut response = http::Response::builder()
         .status(reply.status)
         .header("server", "kateway")
@@ -210,14 +281,14 @@ fn response(mut reply: Reply, flushing: Flushing) -> http::Response<ResponseBody
         response = response.header(name, value);
     }
     let body = std::mem::replace(&mut reply.body, Body::Empty);
-    let mut body = ResponseBody { body, on_sent: reply.on_sent.take(), flushing };
+    let mut body = ResponseBody { body, on_sent: reply.on_sent.take(), flushing, _open: Some(open) };
     if matches!(body.body, Body::Empty) {
         body.finish();
     }
     response.body(body).unwrap_or_else(|error| {
         // Our own fields are clean; a field that is not is our defect and must not take the connection with it.
         tracing::error!(%error, "an answer could not be built");
-        let body = ResponseBody { body: Body::Empty, on_sent: None, flushing: Flushing::default() };
+        let body = ResponseBody { body: Body::Empty, on_sent: None, flushing: Flushing::default(), _open: None };
         let mut response = http::Response::new(body);
         *response.status_mut() = http::StatusCode::INTERNAL_SERVER_ERROR;
         response
@@ -229,9 +300,13 @@ struct ResponseBody {
     body: Body,
     on_sent: Option<Box<dyn Sent>>,
     flushing: Flushing,
+    /// Open until the answer is over.
+    _open: Option<OpenRequest>,
 }
 
 impl ResponseBody {
+    /// The body is over. Where somebody wants to know that it was sent, this is reached by a poll of its own after the last piece:
+    /// hyper makes it only once the flow-control window has taken that piece whole.
     fn finish(&mut self) {
         self.body = Body::Empty;
         self.flushing.borrow_mut().extend(self.on_sent.take());
@@ -242,11 +317,10 @@ impl ResponseBody {
         let piece = gather(source.as_mut(), cx);
         match piece {
             Poll::Pending => Poll::Pending,
-            Poll::Ready(Ok((bytes, more))) => {
-                if !more {
-                    self.finish();
-                }
-                Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
+            Poll::Ready(Ok((bytes, _))) if !bytes.is_empty() => Poll::Ready(Some(Ok(Frame::data(bytes)))),
+            Poll::Ready(Ok(_)) => {
+                self.finish();
+                Poll::Ready(None)
             }
             Poll::Ready(Err(Aborted)) => Poll::Ready(Some(Err(AbortError))),
         }
@@ -289,8 +363,10 @@ impl http_body::Body for ResponseBody {
             Body::Empty => Poll::Ready(None),
             Body::Bytes(bytes) => {
                 let bytes = std::mem::take(bytes);
-                this.finish();
-                Poll::Ready(Some(Ok(Frame::data(bytes))))
+                if this.on_sent.is_none() || bytes.is_empty() {
+                    this.finish();
+                }
+                Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
             }
             Body::Source(_) => this.poll_source(cx),
         }

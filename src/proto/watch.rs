@@ -4,9 +4,10 @@
 //! coarse clock and shuts the reading side of an overdue socket, whose reader then finds [`Watch::is_expired`].
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     os::fd::OwnedFd,
     rc::Rc,
+    task::{Context, Waker},
     time::{Duration, Instant},
 };
 
@@ -25,6 +26,8 @@ pub enum Phase {
     Write,
     /// A refused body to pass by.
     Discard,
+    /// Any progress on an HTTP/2 connection.
+    Stream,
 }
 
 /// The core's coarse clock, in ms since it started. Advanced by the core's tick.
@@ -58,11 +61,18 @@ pub struct Watch {
     phase: Cell<Phase>,
     deadline_ms: Cell<u64>,
     expired: Cell<bool>,
+    opened_ms: u64,
+    /// No further request is wanted; whoever waits for one looks once more and ends.
+    closing: Cell<bool>,
+    reader: RefCell<Option<Waker>>,
 }
 
 impl Watch {
     pub fn new(socket: Rc<OwnedFd>, clock: Clock) -> Self {
         Self {
+            opened_ms: clock.now_ms(),
+            closing: Cell::new(false),
+            reader: RefCell::default(),
             socket,
             clock,
             phase: Cell::new(Phase::Idle),
@@ -90,6 +100,29 @@ impl Watch {
             self.expired.set(true);
         }
         overdue
+    }
+
+    /// How long ago the connection was accepted.
+    pub fn age_ms(&self) -> u64 {
+        self.clock.now_ms().saturating_sub(self.opened_ms)
+    }
+
+    /// Ends the wait for a next request.
+    pub fn close_when_idle(&self) {
+        self.closing.set(true);
+        let reader = self.reader.borrow_mut().take();
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+    }
+
+    /// Whether the wait for a next request is to end now; else who waits is remembered.
+    pub fn ends_idle(&self, cx: &Context<'_>) -> bool {
+        let mut reader = self.reader.borrow_mut();
+        if !reader.as_ref().is_some_and(|known| known.will_wake(cx.waker())) {
+            *reader = Some(cx.waker().clone());
+        }
+        self.closing.get()
     }
 
     pub fn is_expired(&self) -> bool {

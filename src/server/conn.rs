@@ -3,7 +3,7 @@
 //! An answer that ends the connection is followed by a short reading of what the client still sends, so that the answer is not
 //! lost to a reset. A long poll ends when its client goes.
 
-use std::rc::Rc;
+use std::{rc::Rc, time::Duration};
 
 use bytes::Bytes;
 
@@ -22,6 +22,9 @@ use crate::{
 
 /// A refused request's body is read up to here on HTTP/2, so that small ones end before their answer.
 const H2_REFUSED_BODY_BYTES_MAX: usize = 64 * 1024;
+
+/// How long a refusal waits for the end of a small body (RFC 9113 section 8.1 allows answering before it).
+const REFUSED_BODY_PATIENCE: Duration = Duration::from_millis(200);
 
 /// What an answer to unreadable bytes assumes of its request.
 const UNREADABLE: Pending = Pending {
@@ -57,13 +60,13 @@ pub async fn serve(ctx: &Rc<Context>, connections: &Rc<Connections>, stream: Soc
     match h1.is_h2().await {
         Ok(true) => {
             let (stream, unread) = h1.into_parts();
-            listed.watch.enter(crate::proto::watch::Phase::Handler, None);
             let service = H2Service { ctx: Rc::clone(ctx), roles };
             let draining = {
                 let ctx = Rc::clone(ctx);
                 async move { ctx.draining().await }
             };
-            h2::serve(stream, unread, &config, draining, service.clone(), service).await;
+            let start = h2::Start { stream, unread, watch: Rc::clone(&listed.watch), config };
+            h2::serve(start, draining, service.clone(), service).await;
         }
         Ok(false) => serve_h1(ctx, h1, roles).await,
         Err(_) => {}
@@ -130,7 +133,9 @@ async fn run(ctx: &Rc<Context>, h1: &mut H1<Socket>, planned: Planned, body: Byt
 
 /// Writes the answer; gives the connection back if it goes on.
 async fn answer(mut h1: H1<Socket>, reply: Reply, pending: &Pending, must_close: bool) -> Option<H1<Socket>> {
-    let close = must_close || reply.close || !pending.keep_alive;
+    // HTTP/1.0 has no chunks: only the end of the connection ends a body of unknown length.
+    let endless = pending.version == Version::Http10 && matches!(reply.body, crate::proto::Body::Source(_));
+    let close = must_close || reply.close || !pending.keep_alive || endless;
     if h1.answer(reply, pending, close).await.is_err() {
         return None;
     }
@@ -149,6 +154,15 @@ async fn answer_malformed(ctx: &Rc<Context>, mut h1: H1<Socket>, cause: Malforme
     }
 }
 
+/// The body, or a time-out. The timer is only made for a body that is not there yet.
+async fn within(read: impl Future<Output = Result<Bytes, Malformed>>, limit: Duration) -> Result<Bytes, Malformed> {
+    let late = async {
+        glommio::timer::sleep(limit).await;
+        Err(Malformed::BodyTimeout)
+    };
+    futures_lite::future::or(read, late).await
+}
+
 /// The same plan and run for HTTP/2 streams.
 #[derive(Clone)]
 struct H2Service {
@@ -160,7 +174,10 @@ impl h2::PlanFn for H2Service {
     type Planned = Planned;
 
     fn plan(&self, head: &Head<'_>) -> Planned {
-        api::plan(&self.ctx, head, self.roles)
+        match h2::check_size(head, &self.ctx.config.borrow().http) {
+            Ok(()) => api::plan(&self.ctx, head, self.roles),
+            Err(cause) => api::plan_malformed(&self.ctx, head, cause),
+        }
     }
 }
 
@@ -169,11 +186,12 @@ impl h2::AnswerFn<Planned> for H2Service {
         let ctx = Rc::clone(&self.ctx);
         async move {
             let Some(bytes_max) = planned.body_bytes_max() else {
-                // What became of a refused body does not matter.
-                let _ = body.read(H2_REFUSED_BODY_BYTES_MAX).await;
+                // What became of a refused body does not matter; a client that waits for the answer before it sends gets it soon.
+                let _ = within(body.read(H2_REFUSED_BODY_BYTES_MAX), REFUSED_BODY_PATIENCE).await;
                 return planned.run(&ctx, Bytes::new()).await;
             };
-            match body.read(bytes_max).await {
+            let body_timeout = ctx.config.borrow().http.body_timeout;
+            match within(body.read(bytes_max), body_timeout).await {
                 Ok(body) => planned.run(&ctx, body).await,
                 // A client that has gone gets this answer nowhere.
                 Err(cause) => planned.body_failed(&ctx, cause).unwrap_or_else(|| Reply::new(400)),

@@ -18,6 +18,9 @@ use crate::{
 /// Pause after an accept that failed for want of resources (EMFILE): the queue stays, the core does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(10);
 
+/// Connections over the bound that are told so at a time.
+const REFUSING_MAX: usize = 1_000;
+
 /// A listener and what serves its connections.
 #[derive(Debug)]
 pub struct Listener {
@@ -90,6 +93,10 @@ impl Listener {
         let over = self.connections.len() >= self.ctx.config.borrow().http.connections_max;
         if over {
             cells.connections_refused.add(1);
+            if self.connections.len() >= self.ctx.config.borrow().http.connections_max + REFUSING_MAX {
+                // Too many even to be told: the socket closes here.
+                return;
+            }
         }
         let (ctx, connections, roles) = (Rc::clone(&self.ctx), Rc::clone(&self.connections), self.roles);
         glommio::spawn_local(async move {

@@ -16,6 +16,9 @@ use crate::{
     readiness::{self, Socket},
 };
 
+/// A connection accepted so lately may have its first request still on the wire.
+const FRESH_MS: u64 = 1_000;
+
 /// Every open connection of one core, for deadlines and drain.
 #[derive(Debug, Default)]
 pub struct Connections {
@@ -59,7 +62,7 @@ impl Connections {
             if watch.expire_if_overdue() {
                 expired += 1;
                 // The reader finds the end of the stream and then what it was waiting for; a writer must be cut.
-                let both = matches!(watch.phase(), Phase::Write | Phase::Discard);
+                let both = matches!(watch.phase(), Phase::Write | Phase::Discard | Phase::Stream);
                 readiness::shut(&watch.socket, if both { Shutdown::Both } else { Shutdown::Read });
             }
         }
@@ -69,8 +72,8 @@ impl Connections {
     /// Ends connections that wait for a next request; a request already in the socket is still read and answered.
     pub fn close_idle(&self) {
         for (_, watch) in &*self.open.borrow() {
-            if watch.phase() == Phase::Idle {
-                readiness::shut(&watch.socket, Shutdown::Read);
+            if watch.phase() == Phase::Idle && watch.age_ms() > FRESH_MS {
+                watch.close_when_idle();
             }
         }
     }

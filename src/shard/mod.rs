@@ -4,13 +4,7 @@
 //! tasks: one accept loop per listener, one that empties the mesh inbox, one tick. The tick is driven by the kicker thread, not by
 //! a timer: glommio 0.9 can park an executor that has runnable tasks, and a wake from outside is what ends that.
 
-use std::{
-    io,
-    panic::AssertUnwindSafe,
-    rc::Rc,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{io, panic::AssertUnwindSafe, rc::Rc, sync::Arc, time::Instant};
 
 use futures_lite::FutureExt;
 
@@ -32,8 +26,6 @@ use crate::{
 const SWEEP_TICKS: u64 = 20;
 /// Ticks between two looks for idle groups.
 const IDLE_TICKS: u64 = 200;
-/// Kept back of the drain time for leaving groups after the last flush.
-const LEAVE_WITHIN: Duration = Duration::from_secs(3);
 
 /// Per core: everything a core owns.
 #[derive(Debug)]
@@ -61,8 +53,8 @@ impl Shard {
         let mut received = 0_usize;
         loop {
             let frame = self.ctx.mesh.receive(self.ctx.shard).await;
-            if let Some(answer) = self.take(frame) {
-                let left = self.finish().await;
+            if let Some((deadline, answer)) = self.take(frame) {
+                let left = self.finish(deadline).await;
                 // The control thread may have given up waiting.
                 let _ = answer.send(left);
                 return;
@@ -75,7 +67,7 @@ impl Shard {
     }
 
     /// Acts on a frame; gives back the answer to the one that ends the core.
-    fn take(&self, frame: Frame) -> Option<futures_channel::oneshot::Sender<u64>> {
+    fn take(&self, frame: Frame) -> Option<(Instant, futures_channel::oneshot::Sender<u64>)> {
         match frame {
             Frame::Fetch { request, answer } => {
                 let ctx = Rc::clone(&self.ctx);
@@ -106,7 +98,7 @@ impl Shard {
             Frame::Reload(config) => {
                 self.ctx.config.replace(Rc::new(config.as_ref().clone()));
             }
-            Frame::Finish { answer } => return Some(answer),
+            Frame::Finish { deadline, answer } => return Some((deadline, answer)),
         }
         None
     }
@@ -121,11 +113,11 @@ impl Shard {
         }
     }
 
-    /// Flushes, commits, leaves. Gives the records that were not reported in time.
-    async fn finish(&self) -> u64 {
+    /// Flushes, commits, leaves, all within the deadline. Gives the records that were not reported in time.
+    async fn finish(&self, deadline: Instant) -> u64 {
         let Some(data) = &self.ctx.data else { return 0 };
-        let timeout = self.ctx.config().drain.timeout;
-        let left = data.backend.flush(Instant::now() + timeout.saturating_sub(LEAVE_WITHIN) / 2).await;
+        let now = Instant::now();
+        let left = data.backend.flush(now + deadline.saturating_duration_since(now) / 2).await;
         let leaving: Vec<_> = data
             .groups
             .take_all()
@@ -140,16 +132,17 @@ impl Shard {
                 leave.await;
             }
         };
-        futures_lite::future::or(all_left, async {
-            glommio::timer::sleep(LEAVE_WITHIN).await;
-        })
-        .await;
+        let late = async {
+            glommio::timer::sleep(deadline.saturating_duration_since(Instant::now())).await;
+        };
+        futures_lite::future::or(all_left, late).await;
         left
     }
 
     /// The core's pulse: clock, date, deadlines, idle groups, gauges.
     async fn tick(self: Rc<Self>) {
         let cells = &self.ctx.metrics.cells;
+        let mut refreshed_at = Instant::now();
         loop {
             self.kick.due().await;
             cells.ticks.add(1);
@@ -166,6 +159,7 @@ impl Shard {
             }
             if ticks.is_multiple_of(IDLE_TICKS) {
                 self.leave_idle_groups();
+                self.refresh_topics_if_due(&mut refreshed_at);
             }
         }
     }
@@ -179,6 +173,24 @@ impl Shard {
             cells.producer_messages.set(messages);
             cells.producer_bytes.set(bytes);
         }
+    }
+
+    /// Topics that were deleted, or have grown, are noticed without a miss.
+    fn refresh_topics_if_due(&self, refreshed_at: &mut Instant) {
+        let is_kafka = self.ctx.data.as_ref().is_some_and(|data| !data.backend.makes_topics());
+        if !is_kafka || refreshed_at.elapsed() < self.ctx.config.borrow().kafka.metadata_interval {
+            return;
+        }
+        *refreshed_at = Instant::now();
+        let ctx = Rc::clone(&self.ctx);
+        glommio::spawn_local(async move {
+            if let Some(data) = &ctx.data
+                && let Err(problem) = ctx.refresh_topics(data).await
+            {
+                tracing::debug!(detail = %problem.detail, "the topic snapshot stays as it is");
+            }
+        })
+        .detach();
     }
 
     fn leave_idle_groups(&self) {

@@ -17,6 +17,7 @@ use std::{
     collections::VecDeque,
     future::{Future, poll_fn},
     rc::Rc,
+    sync::atomic::{AtomicU64, Ordering},
     task::{Poll, Waker},
     time::{Duration, Instant},
 };
@@ -27,6 +28,12 @@ use super::{
     notify::Notify,
 };
 use crate::limits;
+
+/// Where the next group's epochs start: a late settlement meant for a group that was left must fit no later one of its name.
+static GENERATION: AtomicU64 = AtomicU64::new(1);
+
+/// Even a fetch that does not want to wait gives the source a turn: it is only asked once somebody waits.
+const FIRST_LOOK_MIN: Duration = Duration::from_millis(50);
 
 /// Any of these tags lets a message through.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -171,7 +178,7 @@ impl Group {
             waiters: RefCell::default(),
             filter: RefCell::default(),
             fault: RefCell::default(),
-            epoch: Cell::new(0),
+            epoch: Cell::new(GENERATION.fetch_add(1 << 32, Ordering::Relaxed)),
             lease: Cell::new(0),
             turn: Cell::new(0),
             assigned: Cell::new(false),
@@ -360,7 +367,7 @@ impl Group {
         self.fetching.set(self.fetching.get() + 1);
         let _fetching = Fetching(self);
         let mut taken = Taken { group: self, delivery: Delivery::default(), bytes: 0 };
-        let first_by = Instant::now() + spec.wait;
+        let first_by = Instant::now() + spec.wait.max(FIRST_LOOK_MIN);
         self.take_in_turn(spec, &mut taken, first_by, 1).await?;
         if !taken.delivery.messages.is_empty() && !is_full(spec, &taken) && !spec.linger.is_zero() {
             let full_by = Instant::now() + spec.linger;
@@ -564,6 +571,13 @@ fn take_from(
     let mut skipped = false;
     while !is_full(spec, taken) {
         let message = if let Some((message, deliveries)) = part.table.redeliver(lease) {
+            if filter.is_some_and(|f| !f.passes(&message)) {
+                // It was returned under an earlier filter; the present readers do not want it.
+                part.table.ack(lease, message.offset, message.offset);
+                taken.delivery.filtered += 1;
+                skipped = true;
+                continue;
+            }
             taken.delivery.redelivered.push((taken.delivery.messages.len(), deliveries));
             message
         } else if let Some(message) = part.ready.pop_front() {

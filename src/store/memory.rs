@@ -1,8 +1,8 @@
 //! The embedded store: topics, groups and offsets in this process, for trying kateway out and for tests without Kafka.
 //!
 //! All cores share one [`Broker`] behind one plain lock, the only lock a core ever takes: it is held for a push or a copy of
-//! some handles, never across an await. The data is bounded: a topic over its share drops its oldest records, as Kafka's
-//! `retention.bytes` would. Everything is gone at exit, which the start says loudly. It behaves as Kafka does where a client
+//! some handles, never across an await. The data is bounded: over the bound the oldest records of all go, as Kafka's
+//! `retention.bytes` would have it. Everything is gone at exit, which the start says loudly. It behaves as Kafka does where a client
 //! can see it: murmur2 partitioning, offsets from 0, committed positions per group.
 #![allow(clippy::disallowed_types)] // The embedded store's one lock, see above.
 
@@ -17,10 +17,11 @@ use std::{
 };
 
 use atomic_waker::AtomicWaker;
+use bytes::Bytes;
 
 use super::{
-    Ack, AdminError, Group, Message, Offset, Partition, ProduceError, Record, Reset, Store, Stored, Topic, TopicMeta,
-    Watermarks, murmur2,
+    Ack, AdminError, Group, Header, Message, Offset, Partition, ProduceError, Record, Reset, Store, Stored, Topic,
+    TopicMeta, Watermarks, murmur2,
 };
 use crate::limits;
 
@@ -33,7 +34,11 @@ pub struct Broker {
 
 #[derive(Debug, Default)]
 struct Inner {
-    topics: HashMap<String, Log>,
+    /// Positions in `logs`, which only grows.
+    topics: HashMap<String, usize>,
+    logs: Vec<Log>,
+    /// Topic and partition of every record, the oldest first: what goes when the bound is reached.
+    order: VecDeque<(u32, u32)>,
     committed: HashMap<(String, String, Partition), Offset>,
     bytes: usize,
     dropped_total: u64,
@@ -71,7 +76,8 @@ impl Broker {
     fn append(&self, topic: &str, record: Record) -> Result<Stored, ProduceError> {
         let mut inner = self.lock();
         let inner = &mut *inner;
-        let log = inner.topics.get_mut(topic).ok_or(ProduceError::UnknownTopic)?;
+        let topic = *inner.topics.get(topic).ok_or(ProduceError::UnknownTopic)?;
+        let log = inner.logs.get_mut(topic).ok_or(ProduceError::UnknownTopic)?;
         let partition = log.choose(&record)?;
         let index = usize::try_from(partition).map_err(|_| ProduceError::UnknownPartition)?;
         let segment = log.partitions.get_mut(index).ok_or(ProduceError::UnknownPartition)?;
@@ -84,18 +90,14 @@ impl Broker {
             headers: (!record.headers.is_empty()).then(|| record.headers.into()),
         };
         let offset = message.offset;
-        inner.bytes += message.bytes();
+        inner.bytes += held_bytes(&message);
         segment.messages.push_back(message);
-        while inner.bytes > self.bytes_max && segment.messages.len() > 1 {
-            if let Some(oldest) = segment.messages.pop_front() {
-                segment.base += 1;
-                inner.bytes -= oldest.bytes();
-                inner.dropped_total += 1;
-            }
-        }
+        let place = (u32::try_from(topic).unwrap_or(u32::MAX), u32::try_from(index).unwrap_or(u32::MAX));
+        inner.order.push_back(place);
         for watcher in &log.watchers {
             watcher.wake();
         }
+        inner.keep_within(self.bytes_max);
         Ok(Stored { partition, offset })
     }
 
@@ -109,7 +111,7 @@ impl Broker {
         mut push: impl FnMut(Message),
     ) -> (Offset, Offset) {
         let inner = self.lock();
-        let segment = inner.topics.get(topic).and_then(|log| log.partitions.get(usize::try_from(partition).ok()?));
+        let segment = inner.log(topic).and_then(|log| log.partitions.get(usize::try_from(partition).ok()?));
         let Some(segment) = segment else { return (next, -1) };
         let next = next.max(segment.base);
         let from = usize::try_from(next - segment.base).unwrap_or(usize::MAX).min(segment.messages.len());
@@ -126,7 +128,7 @@ impl Broker {
         if let Some(offset) = inner.committed.get(&at) {
             return *offset;
         }
-        let segment = inner.topics.get(topic).and_then(|log| log.partitions.get(usize::try_from(partition).ok()?));
+        let segment = inner.log(topic).and_then(|log| log.partitions.get(usize::try_from(partition).ok()?));
         let start = segment.map_or(0, |s| if reset == Reset::Oldest { s.base } else { s.latest() });
         inner.committed.insert(at, start);
         start
@@ -141,24 +143,57 @@ impl Broker {
 
     fn watch(&self, topic: &str) -> Arc<AtomicWaker> {
         let watcher = Arc::new(AtomicWaker::new());
-        if let Some(log) = self.lock().topics.get_mut(topic) {
+        if let Some(log) = self.lock().log_mut(topic) {
             log.watchers.push(Arc::clone(&watcher));
         }
         watcher
     }
 
     fn unwatch(&self, topic: &str, watcher: &Arc<AtomicWaker>) {
-        if let Some(log) = self.lock().topics.get_mut(topic) {
+        if let Some(log) = self.lock().log_mut(topic) {
             log.watchers.retain(|w| !Arc::ptr_eq(w, watcher));
         }
     }
 
     fn watermarks(&self, topic: &str) -> Option<Vec<Watermarks>> {
         let inner = self.lock();
-        let log = inner.topics.get(topic)?;
+        let log = inner.log(topic)?;
         let marks = (0..).zip(&log.partitions);
         Some(marks.map(|(partition, s)| Watermarks { partition, oldest: s.base, latest: s.latest() }).collect())
     }
+}
+
+impl Inner {
+    fn log(&self, topic: &str) -> Option<&Log> {
+        self.logs.get(*self.topics.get(topic)?)
+    }
+
+    fn log_mut(&mut self, topic: &str) -> Option<&mut Log> {
+        self.logs.get_mut(*self.topics.get(topic)?)
+    }
+
+    /// Drops the oldest records of all until the bound holds; the newest stays.
+    fn keep_within(&mut self, bytes_max: usize) {
+        while self.bytes > bytes_max && self.order.len() > 1 {
+            let Some((topic, partition)) = self.order.pop_front() else { return };
+            let log = self.logs.get_mut(topic as usize);
+            let segment = log.and_then(|log| log.partitions.get_mut(partition as usize));
+            if let Some(segment) = segment
+                && let Some(oldest) = segment.messages.pop_front()
+            {
+                segment.base += 1;
+                self.bytes -= held_bytes(&oldest);
+                self.dropped_total += 1;
+            }
+        }
+    }
+}
+
+/// What a record costs: its bytes, its headers', and what stands around them.
+fn held_bytes(message: &Message) -> usize {
+    const AROUND_BYTES: usize = 160;
+    let header = |(name, value): &Header| name.len() + value.as_ref().map_or(0, Bytes::len) + AROUND_BYTES / 2;
+    message.bytes() + message.headers().iter().map(header).sum::<usize>() + AROUND_BYTES
 }
 
 impl Log {
@@ -209,9 +244,9 @@ impl Store for MemoryStore {
 
     async fn list_topics(&self) -> Result<Vec<TopicMeta>, AdminError> {
         let inner = self.broker.lock();
-        let topics = inner.topics.iter().map(|(name, log)| TopicMeta {
+        let topics = inner.topics.iter().map(|(name, at)| TopicMeta {
             name: name.clone(),
-            partitions: i32::try_from(log.partitions.len()).unwrap_or(i32::MAX),
+            partitions: inner.logs.get(*at).map_or(0, |log| i32::try_from(log.partitions.len()).unwrap_or(i32::MAX)),
         });
         Ok(topics.collect())
     }
@@ -226,7 +261,9 @@ impl Store for MemoryStore {
             return Err(AdminError::Exists);
         }
         let partitions = std::iter::repeat_with(Segment::default).take(count).collect();
-        inner.topics.insert(name.to_owned(), Log { partitions, ..Log::default() });
+        let at = inner.logs.len();
+        inner.topics.insert(name.to_owned(), at);
+        inner.logs.push(Log { partitions, ..Log::default() });
         Ok(())
     }
 
@@ -315,5 +352,31 @@ fn fill(broker: &Broker, group: &Group, next: &mut [(Partition, Offset)]) {
     }
     if pushed > 0 {
         group.wake_first();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn over_the_bound_the_oldest_records_of_all_go() {
+        let broker = Broker::new(10_000);
+        let store = MemoryStore::new(Arc::clone(&broker), 10);
+        for topic in ["a", "b"] {
+            futures_lite::future::block_on(store.create_topic(topic, 1, 1)).expect("it is new");
+        }
+        let publish = |topic| {
+            let record = Record { value: Bytes::from(vec![0; 1_000]), ..Record::default() };
+            broker.append(topic, record).expect("the topic is there")
+        };
+        publish("a");
+        (0..20).for_each(|_| _ = publish("b"));
+        publish("a");
+        assert!(broker.lock().bytes <= 10_000);
+        let marks = |topic| broker.watermarks(topic).expect("the topic is there")[0];
+        assert_eq!((marks("a").oldest, marks("a").latest), (1, 2));
+        assert_eq!(marks("b").latest, 20);
+        assert!(marks("b").oldest > 10);
     }
 }

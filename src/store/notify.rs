@@ -11,11 +11,13 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
+use slab::Slab;
+
 /// See the module text.
 #[derive(Default, Debug)]
 pub struct Notify {
     generation: Cell<u64>,
-    waiting: RefCell<Vec<Waker>>,
+    waiting: RefCell<Slab<Waker>>,
 }
 
 impl Notify {
@@ -23,36 +25,52 @@ impl Notify {
     pub fn ring(&self) {
         self.generation.set(self.generation.get().wrapping_add(1));
         let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
-        for waker in waiting {
+        for (_, waker) in waiting {
             waker.wake();
         }
     }
 
     /// Resolves at the first ring after this call (not after the first poll).
     pub fn wait(&self) -> Wait<'_> {
-        Wait { notify: self, seen: self.generation.get() }
+        Wait { notify: self, seen: self.generation.get(), place: None }
     }
 }
 
-/// Future of [`Notify::wait`].
+/// Future of [`Notify::wait`]. Dropped, it leaves no trace.
 #[derive(Debug)]
 pub struct Wait<'a> {
     notify: &'a Notify,
     seen: u64,
+    /// Where its waker is; void after a ring, which takes all of them.
+    place: Option<usize>,
 }
 
 impl Future for Wait<'_> {
     type Output = ();
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         if self.notify.generation.get() != self.seen {
             return Poll::Ready(());
         }
         let mut waiting = self.notify.waiting.borrow_mut();
-        if !waiting.iter().any(|w| w.will_wake(cx.waker())) {
-            waiting.push(cx.waker().clone());
+        if let Some(known) = self.place.and_then(|place| waiting.get_mut(place)) {
+            known.clone_from(cx.waker());
+        } else {
+            let place = waiting.insert(cx.waker().clone());
+            drop(waiting);
+            self.place = Some(place);
         }
         Poll::Pending
+    }
+}
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        if let Some(place) = self.place
+            && self.notify.generation.get() == self.seen
+        {
+            self.notify.waiting.borrow_mut().try_remove(place);
+        }
     }
 }
 
@@ -66,5 +84,15 @@ mod tests {
         let wait = notify.wait();
         notify.ring();
         futures_lite::future::block_on(wait);
+    }
+
+    #[test]
+    fn a_wait_that_is_dropped_leaves_no_waker() {
+        let notify = Notify::default();
+        for _ in 0..3 {
+            let wait = notify.wait();
+            assert_eq!(futures_lite::future::block_on(futures_lite::future::poll_once(wait)), None);
+        }
+        assert!(notify.waiting.borrow().is_empty());
     }
 }

@@ -9,7 +9,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     future::{Future, Ready, poll_fn, ready},
-    pin::pin,
+    pin::Pin,
     rc::Rc,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::Poll,
@@ -305,11 +305,11 @@ impl Store for MemoryStore {
 /// Moves messages from the log to the group as its clients ask for them, and commits what they acknowledged.
 async fn pump(broker: Arc<Broker>, group: Rc<Group>, mut next: Vec<(Partition, Offset)>) {
     let watcher = broker.watch(&group.topic_name);
+    let mut rung = group.bell.wait();
     poll_fn(|cx| {
         // Registered before looking, so an append in between is not missed.
         watcher.register(cx.waker());
         loop {
-            let rung = pin!(group.bell.wait());
             let dirty = group.take_dirty();
             if !dirty.is_empty() {
                 broker.commit(&group.topic_name, &group.group_id, dirty);
@@ -318,9 +318,11 @@ async fn pump(broker: Arc<Broker>, group: Rc<Group>, mut next: Vec<(Partition, O
             if group.is_closing() {
                 return Poll::Ready(());
             }
-            if rung.poll(cx).is_pending() {
+            if Pin::new(&mut rung).poll(cx).is_pending() {
                 return Poll::Pending;
             }
+            // The next wait begins before the next look, so no ring falls between.
+            rung = group.bell.wait();
         }
     })
     .await;

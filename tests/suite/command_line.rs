@@ -19,6 +19,7 @@ pub const CASES: &[Case] = &[
     Case::new("command_line::check_names_all_errors", check_names_all_errors),
     Case::new("command_line::check_prints_what_holds", check_prints_what_holds),
     Case::new("command_line::shipped_configuration_is_valid", shipped_configuration_is_valid),
+    Case::new("command_line::published_codes_are_current", published_codes_are_current),
     Case::new("command_line::run_refuses_bad_settings", run_refuses_bad_settings),
     Case::new("command_line::taken_address_is_one_sentence", taken_address_is_one_sentence),
     Case::new("command_line::doctor_examines", doctor_examines).kafka(),
@@ -88,10 +89,28 @@ fn check_prints_what_holds() {
     assert!(out.contains("commit_interval_ms = 100"), "and what holds by default:\n{out}");
 }
 
+/// Brokers are the one thing that has no default: the sample of all keys needs them from elsewhere, and complains of nothing else.
 fn shipped_configuration_is_valid() {
-    let file = folder::root().join("config/kateway.toml");
-    let (status, out, err) = run(&["check", "--config", &file.display().to_string()]);
-    assert_eq!(status, 0, "{out}{err}");
+    let config = folder::root().join("config");
+    let files = std::fs::read_dir(&config).expect("config/ is there").map(|entry| entry.expect("readable").path());
+    let samples: Vec<PathBuf> = files.filter(|path| path.extension().is_some_and(|kind| kind == "toml")).collect();
+    assert!(!samples.is_empty());
+    for file in samples {
+        let file = file.display().to_string();
+        let (status, out, err) = run(&["check", "--config", &file, "--brokers", "localhost:9092"]);
+        assert_eq!(status, 0, "{file}: {out}{err}");
+    }
+    let sample = config.join("kateway.toml").display().to_string();
+    let (status, _, err) = run(&["check", "--config", &sample]);
+    assert_eq!((status, err.matches("expected").count()), (64, 1), "{err}");
+    assert!(err.contains("kafka.brokers"), "{err}");
+}
+
+fn published_codes_are_current() {
+    let (status, out, err) = run(&["check", "--codes"]);
+    assert_eq!(status, 0, "{err}");
+    let published = std::fs::read_to_string(folder::root().join("config/error-codes.md")).expect("the list is there");
+    assert!(out.trim_end() == published.trim_end(), "config/error-codes.md is not what `kateway check --codes` prints");
 }
 
 fn run_refuses_bad_settings() {

@@ -94,6 +94,14 @@ impl<F> Mesh<F> {
         inbox.waker.wake();
     }
 
+    /// On core `me`: wakes the task that empties the inbox, if there is anything.
+    pub fn look(&self, me: ShardId) {
+        let inbox = &self.inboxes[me.0];
+        if !inbox.frames.is_empty() || !inbox.settled.is_empty() {
+            inbox.waker.wake();
+        }
+    }
+
     /// The next frame for core `me`. Called by one task of that core.
     pub async fn receive(&self, me: ShardId) -> F {
         let inbox = &self.inboxes[me.0];

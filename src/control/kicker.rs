@@ -141,7 +141,9 @@ mod tests {
             let ended = Arc::clone(&ended);
             thread::spawn(move || {
                 while !ended.load(Ordering::Relaxed) {
-                    kicks.iter().for_each(|kick| kick.kick());
+                    for kick in &kicks {
+                        kick.kick();
+                    }
                     thread::sleep(Duration::from_millis(1));
                 }
             })

@@ -128,7 +128,8 @@ async fn run(ctx: &Rc<Context>, h1: &mut H1<Socket>, planned: Planned, body: Byt
         h1.gone().await;
         None
     };
-    futures_lite::future::or(answered, gone).await
+    // Its going is looked at first: an answer made in the same round would be written to nobody, and count as delivered.
+    futures_lite::future::or(gone, answered).await
 }
 
 /// Writes the answer; gives the connection back if it goes on.

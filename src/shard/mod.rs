@@ -18,6 +18,7 @@ use crate::{
     limits,
     mesh::{Kick, ShardId},
     proto::date,
+    readiness,
     server::{Connections, listener::Listener},
     store::Store,
 };
@@ -41,6 +42,8 @@ impl Shard {
         let connections = Rc::new(Connections::default());
         let listener = |(socket, roles)| Listener::new(socket, roles, Rc::clone(&ctx), Rc::clone(&connections));
         let listeners = sockets.into_iter().map(listener).collect::<io::Result<_>>()?;
+        let (mesh, me) = (ctx.mesh.clone(), ctx.shard);
+        readiness::each_pass(move || mesh.look(me))?;
         Ok(Rc::new(Self { ctx, connections, listeners, kick }))
     }
 

@@ -101,7 +101,9 @@ pub fn produce_failed(error: &ProduceError) -> Problem {
 pub fn admin_failed(error: AdminError) -> Problem {
     match error {
         AdminError::Unavailable { reason } => Problem::new(&codes::UNAVAILABLE, reason),
-        AdminError::Exists => Problem::new(&codes::TOPIC_COLLIDES, "the topic exists under a colliding name"),
+        AdminError::Exists | AdminError::Collides => {
+            Problem::new(&codes::TOPIC_COLLIDES, "the topic exists, or Kafka takes its name for another's")
+        }
         AdminError::UnknownTopic => unknown_topic(),
         AdminError::Refused { reason } => Problem::new(&codes::REFUSED_BY_BROKER, reason),
         AdminError::NotSupported => Problem::new(&codes::NOT_SUPPORTED, "this store has no such operation"),

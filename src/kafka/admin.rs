@@ -54,6 +54,8 @@ impl Admin {
         self.reach.heard(Instant::now());
         made.map_err(|(code, text)| match code {
             _ if code.is(rd::RD_KAFKA_RESP_ERR_TOPIC_ALREADY_EXISTS) => AdminError::Exists,
+            // The only sign that two names differ in `.` and `_` alone is the broker's text.
+            _ if code.is(rd::RD_KAFKA_RESP_ERR_TOPIC_EXCEPTION) && text.contains("collide") => AdminError::Collides,
             _ if is_passing(code) => AdminError::Unavailable { reason: told(code, &text) },
             _ => AdminError::Refused { reason: told(code, &text) },
         })

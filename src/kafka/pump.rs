@@ -1,10 +1,11 @@
 //! The pump of one group: takes what librdkafka has, gives it to the group, commits what the group has acknowledged.
 //!
 //! Invariants: one commit is under way at a time, so an older one never overtakes a newer; a pump step handles at most
-//! [`limits::LOOP_ITEMS_MAX`] messages and then yields; a partition whose messages nobody has wanted for some seconds is paused,
-//! because librdkafka would look at its full queue every 5 ms. Per core; lives as long as one librdkafka client.
+//! [`limits::LOOP_ITEMS_MAX`] messages and then yields; a rebalance is taken up when the one before it is done. Partitions are never
+//! paused: librdkafka's pause waits for its own thread, and outlives an assignment. Per core; lives as long as one client.
 
 use std::{
+    collections::VecDeque,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
@@ -26,8 +27,6 @@ use crate::{
 
 /// The consumer queue is polled at least so often.
 const TICK: Duration = Duration::from_secs(1);
-/// How long a group may want nothing before its partitions are paused. Pausing throws fetched messages away, so not at once.
-const PAUSE_AFTER: Duration = Duration::from_secs(5);
 /// A commit whose result did not come by then is taken for failed.
 const COMMIT_LOST: Duration = Duration::from_secs(15);
 /// How long a refusal (authorization, no such topic) is shown to clients when it does not repeat.
@@ -41,9 +40,15 @@ const COPY_BYTES_MAX: usize = 256;
 struct Part {
     id: Partition,
     queue: Queue,
-    is_paused: bool,
     /// The offset expected next, or a later one.
     next: Offset,
+}
+
+/// What librdkafka wants answered, in its order.
+#[derive(Debug)]
+enum Rebalance {
+    Assign(PartitionList),
+    Revoke(PartitionList),
 }
 
 /// See the module text.
@@ -55,11 +60,12 @@ pub(super) struct Pump {
     parts: Vec<Part>,
     /// Where the next step starts, so that no partition is preferred.
     turn: usize,
+    /// Rebalances that wait for the one under way.
+    rebalances: VecDeque<Rebalance>,
     fetched: Vec<Fetched>,
     commit_sent: Option<Instant>,
     commit_due: Instant,
     tick_due: Instant,
-    wanted_at: Instant,
     /// Since when no broker answers.
     down_since: Option<Instant>,
     fault_until: Option<Instant>,
@@ -77,11 +83,11 @@ impl Pump {
             queue,
             parts: Vec::new(),
             turn: 0,
+            rebalances: VecDeque::new(),
             fetched: Vec::with_capacity(limits::LOOP_ITEMS_MAX),
             commit_sent: None,
             commit_due: now,
             tick_due: now,
-            wanted_at: now,
             down_since: None,
             fault_until: None,
             is_broken: false,
@@ -137,19 +143,29 @@ impl Pump {
         while let Some(outcome) = self.member.next_outcome() {
             self.take_outcome(outcome);
         }
+        // One at a time: a revocation that overtook its assignment would leave a partition that is not ours.
+        while !self.member.is_busy()
+            && let Some(rebalance) = self.rebalances.pop_front()
+        {
+            self.take_rebalance(rebalance);
+        }
+    }
+
+    fn take_rebalance(&mut self, rebalance: Rebalance) {
+        self.member.around.stats.rebalances.one();
+        match rebalance {
+            Rebalance::Assign(list) => {
+                self.heard();
+                self.member.assign(&self.client, list.partitions());
+            }
+            Rebalance::Revoke(list) => self.revoke(list),
+        }
     }
 
     fn take_event(&mut self, event: Event) {
         match event {
-            Event::Assign(list) => {
-                self.member.around.stats.rebalances.one();
-                self.heard();
-                self.member.assign(&self.client, list.partitions());
-            }
-            Event::Revoke(list) => {
-                self.member.around.stats.rebalances.one();
-                self.revoke(list);
-            }
+            Event::Assign(list) => self.rebalances.push_back(Rebalance::Assign(list)),
+            Event::Revoke(list) => self.rebalances.push_back(Rebalance::Revoke(list)),
             Event::Committed { code, partitions } => self.take_commit(code, partitions.as_ref()),
             Event::Error { code, text, fatal } => self.take_error(code, &text, fatal),
             Event::Log { level, text } => {
@@ -197,10 +213,9 @@ impl Pump {
                 group.mark_uncommitted([partition]);
             }
             self.parts.retain(|part| part.id != partition);
-            self.parts.push(Part { id: partition, queue, is_paused: false, next: offset });
+            self.parts.push(Part { id: partition, queue, next: offset });
         }
         self.commit_due = Instant::now();
-        self.wanted_at = self.commit_due;
         group.set_assigned();
     }
 
@@ -209,8 +224,15 @@ impl Pump {
         let group = &self.member.group;
         let stats = &self.member.around.stats;
         let is_lost = self.client.is_assignment_lost();
-        let ends = if is_lost { Vec::new() } else { group.take_dirty() };
-        for partition in list.partitions() {
+        let revoked = list.partitions();
+        let (mut ends, kept): (Vec<_>, Vec<_>) =
+            group.take_dirty().into_iter().partition(|(partition, _)| revoked.contains(partition));
+        // What stays ours goes with the next ordinary commit, which none from here may overtake.
+        group.mark_uncommitted(kept.into_iter().map(|(partition, _)| partition));
+        if is_lost {
+            ends.clear();
+        }
+        for partition in revoked {
             group.revoke(partition);
             self.parts.retain(|part| part.id != partition);
             if is_lost {
@@ -231,8 +253,6 @@ impl Pump {
         if demand == 0 {
             return false;
         }
-        self.wanted_at = Instant::now();
-        self.resume();
         let count = self.parts.len();
         let (mut taken, mut bytes) = (0, 0);
         for step in 0..count {
@@ -284,24 +304,6 @@ impl Pump {
             self.member.group.assign(partition, offset);
             self.member.group.mark_uncommitted([partition]);
         }
-    }
-
-    fn resume(&mut self) {
-        if self.parts.iter().any(|part| part.is_paused) {
-            self.client.resume(&self.list());
-            self.parts.iter_mut().for_each(|part| part.is_paused = false);
-        }
-    }
-
-    fn pause(&mut self) {
-        if self.parts.iter().any(|part| !part.is_paused) {
-            self.client.pause(&self.list());
-            self.parts.iter_mut().for_each(|part| part.is_paused = true);
-        }
-    }
-
-    fn list(&self) -> PartitionList {
-        PartitionList::new(&self.member.topic, self.parts.iter().map(|part| (part.id, 0)))
     }
 }
 
@@ -388,7 +390,7 @@ impl Pump {
         }
     }
 
-    /// Once a second: lag, pauses, and whether waiting clients should be told that nothing can come.
+    /// Once a second: lag, and whether waiting clients should be told that nothing can come.
     fn tick(&mut self, now: Instant) {
         if now < self.tick_due {
             return;
@@ -399,9 +401,6 @@ impl Pump {
             if let Some(latest) = self.client.latest_seen(&self.member.topic, part.id) {
                 group.set_latest(part.id, latest);
             }
-        }
-        if now.saturating_duration_since(self.wanted_at) > PAUSE_AFTER {
-            self.pause();
         }
         if self.member.around.reach.is_up() {
             self.down_since = None;

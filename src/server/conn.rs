@@ -11,6 +11,7 @@ use super::{Connections, Listed};
 use crate::{
     api::{self, Planned, context::Context},
     config::resolve::Roles,
+    limits,
     proto::{
         Head, Malformed, Reply, Version,
         h1::{H1, Pending},
@@ -19,12 +20,6 @@ use crate::{
     },
     readiness::Socket,
 };
-
-/// A refused request's body is read up to here on HTTP/2, so that small ones end before their answer.
-const H2_REFUSED_BODY_BYTES_MAX: usize = 64 * 1024;
-
-/// How long a refusal waits for the end of a small body (RFC 9113 section 8.1 allows answering before it).
-const REFUSED_BODY_PATIENCE: Duration = Duration::from_millis(200);
 
 /// What an answer to unreadable bytes assumes of its request.
 const UNREADABLE: Pending = Pending {
@@ -187,8 +182,10 @@ impl h2::AnswerFn<Planned> for H2Service {
         let ctx = Rc::clone(&self.ctx);
         async move {
             let Some(bytes_max) = planned.body_bytes_max() else {
-                // What became of a refused body does not matter; a client that waits for the answer before it sends gets it soon.
-                let _ = within(body.read(H2_REFUSED_BODY_BYTES_MAX), REFUSED_BODY_PATIENCE).await;
+                // An answer before the end of the body resets the stream, which many clients take for a failure. What became of
+                // the body does not matter.
+                let patience = Duration::from_millis(limits::REFUSED_BODY_MS_MAX);
+                let _ = within(body.read(limits::REFUSED_BODY_BYTES_MAX), patience).await;
                 return planned.run(&ctx, Bytes::new()).await;
             };
             let body_timeout = ctx.config.borrow().http.body_timeout;

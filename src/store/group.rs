@@ -26,6 +26,7 @@ use super::{
     Message, Offset, Partition,
     lease::{LeaseId, LeaseTable},
     notify::Notify,
+    tag::TagFilter,
 };
 use crate::limits;
 
@@ -34,28 +35,6 @@ static GENERATION: AtomicU64 = AtomicU64::new(1);
 
 /// Even a fetch that does not want to wait gives the source a turn: it is only asked once somebody waits.
 const FIRST_LOOK_MIN: Duration = Duration::from_millis(50);
-
-/// Any of these tags lets a message through.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct TagFilter(Vec<Vec<u8>>);
-
-impl TagFilter {
-    /// From `X-Tag: a;b`. `None` when no tag is named.
-    pub fn parse(text: &[u8]) -> Option<Self> {
-        let mut tags: Vec<Vec<u8>> = split_tags(text).map(<[u8]>::to_vec).collect();
-        tags.sort_unstable();
-        tags.dedup();
-        (!tags.is_empty()).then_some(Self(tags))
-    }
-
-    pub fn passes(&self, message: &Message) -> bool {
-        message.tag().is_some_and(|tag| split_tags(tag).any(|t| self.0.iter().any(|wanted| wanted == t)))
-    }
-}
-
-fn split_tags(text: &[u8]) -> impl Iterator<Item = &[u8]> {
-    text.split(|b| *b == b';').map(<[u8]>::trim_ascii).filter(|t| !t.is_empty())
-}
 
 /// What a client wants of one fetch.
 #[derive(Clone, Debug)]

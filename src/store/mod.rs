@@ -14,12 +14,14 @@ pub mod memory;
 pub mod murmur2;
 pub mod notify;
 pub mod null;
+pub mod tag;
 
 use std::{cell::Cell, future::Future, rc::Rc, sync::Arc};
 
 use bytes::Bytes;
 
-pub use group::{Delivery, FetchError, FetchSpec, Grant, Group, GroupStatus, TagFilter};
+pub use group::{Delivery, FetchError, FetchSpec, Grant, Group, GroupStatus};
+pub use tag::TagFilter;
 
 /// Partition number, as Kafka counts.
 pub type Partition = i32;
@@ -134,6 +136,8 @@ pub enum AdminError {
         reason: String,
     },
     Exists,
+    /// Kafka takes the name for another's (`.` against `_`).
+    Collides,
     UnknownTopic,
     /// The cluster refused (policy, bad replication factor, colliding name).
     Refused {

@@ -273,18 +273,6 @@ impl Client {
         unsafe { rd::rd_kafka_assignment_lost(self.raw()) != 0 }
     }
 
-    /// Stops fetching; what was fetched and not taken goes, and comes again after [`Client::resume`]. Does not wait.
-    pub fn pause(&self, list: &PartitionList) {
-        // SAFETY: live client and list.
-        unsafe { rd::rd_kafka_pause_partitions(self.raw(), list.raw()) };
-    }
-
-    /// Fetches again. Does not wait.
-    pub fn resume(&self, list: &PartitionList) {
-        // SAFETY: live client and list.
-        unsafe { rd::rd_kafka_resume_partitions(self.raw(), list.raw()) };
-    }
-
     /// One past the newest message, as the last fetch answer said. Does not wait.
     pub fn latest_seen(&self, topic: &CStr, partition: Partition) -> Option<Offset> {
         let (mut low, mut high) = (-1, -1);

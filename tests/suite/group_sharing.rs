@@ -31,8 +31,12 @@ const MESSAGES: usize = 20_000;
 const CLIENTS: usize = 8;
 
 fn eight_clients_two_shards() {
-    let topic = filled_topic();
-    let gateway = Kateway::kafka(&kafka().bootstrap()).shards(2).start();
+    let topic = empty_topic();
+    let gateways = [Kateway::kafka(&kafka().bootstrap()).shards(2).start()];
+    // The group is open before the counting starts, so that all clients are in line when there is something.
+    join(&topic, &gateways);
+    fill(&topic);
+    let [gateway] = gateways;
     share("two shards", &topic, &[gateway.subscribe]);
     assert_all_committed(&topic);
 }
@@ -84,9 +88,9 @@ fn fill(topic: &Topic) {
     kafka().admin().produce(&topic.in_kafka(), 4, (0..MESSAGES).map(|n| format!("message {n}").into_bytes()));
 }
 
-/// Lets both gateways join the group while the topic is still empty.
+/// Lets the gateways join the group while the topic is still empty.
 fn join(topic: &Topic, gateways: &[Kateway]) {
-    wait_until(Duration::from_secs(40), "both gateways have partitions of the group", || {
+    wait_until(Duration::from_secs(40), "every gateway has partitions of the group", || {
         for gateway in gateways {
             gateway.subscribe(&topic.read("g", "wait=100ms")).expect(204);
         }
@@ -141,7 +145,7 @@ fn read_share(address: SocketAddr, topic: &Topic, total: &AtomicUsize) -> Share 
     let mut mine = Share::default();
     let deadline = Instant::now() + Duration::from_mins(1);
     while total.load(Ordering::Relaxed) < MESSAGES && Instant::now() < deadline {
-        let answer = connection.call(&topic.read("g", "batch=50&wait=1s")).unwrap_or_else(|e| panic!("{e}"));
+        let answer = connection.call(&topic.read("g", "batch=10&wait=1s")).unwrap_or_else(|e| panic!("{e}"));
         if answer.status == 204 {
             continue;
         }

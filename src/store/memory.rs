@@ -41,7 +41,6 @@ struct Inner {
     order: VecDeque<(u32, u32)>,
     committed: HashMap<(String, String, Partition), Offset>,
     bytes: usize,
-    dropped_total: u64,
 }
 
 #[derive(Debug, Default)]
@@ -183,7 +182,6 @@ impl Inner {
             {
                 segment.base += 1;
                 self.bytes -= held_bytes(&oldest);
-                self.dropped_total += 1;
             }
         }
     }

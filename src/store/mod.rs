@@ -139,7 +139,7 @@ pub enum AdminError {
     /// Kafka takes the name for another's (`.` against `_`).
     Collides,
     UnknownTopic,
-    /// The cluster refused (policy, bad replication factor, colliding name).
+    /// The cluster refused (policy, bad replication factor).
     Refused {
         reason: String,
     },

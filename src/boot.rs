@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
+use glommio::{ExecutorJoinHandle, Latency, LocalExecutorBuilder, Placement, Shares};
 use socket2::Socket;
 
 use crate::{
@@ -46,6 +46,10 @@ use crate::{
 const IO_MEMORY_BYTES: usize = 1 << 20;
 /// A core that is not up by then never will be.
 const CORE_START_WITHIN: Duration = Duration::from_secs(10);
+/// The control thread's preempt timer.
+const CONTROL_PREEMPT: Duration = Duration::from_millis(1);
+/// The preempt timer until a core has something the kicker can kick: see [`in_quick_queue`].
+const BIRTH_PREEMPT: Duration = Duration::from_mins(1);
 
 /// What every core gets; each makes its own `Rc` state of it.
 #[derive(Clone)]
@@ -57,6 +61,7 @@ struct Parts {
     memory: Option<Arc<Broker>>,
 }
 
+type CoreHandle = ExecutorJoinHandle<Result<(), StartError>>;
 type Sockets = Vec<(Socket, Roles)>;
 /// Every core's sockets, the control thread's, and where they are.
 type Bound = (Vec<Sockets>, Option<(Socket, Roles)>, Addrs);
@@ -95,8 +100,9 @@ pub fn run(sources: Sources) -> Result<(), StartError> {
         let ctx = Context::new(ShardId(shards), &config, mesh, metrics, offload, None);
         Control { ctx, man: man_socket, kick: Arc::clone(&kicks[shards]), signals, log, sources, settings }
     };
-    let executor = builder(Placement::Unbound, "control", 1_000).make().map_err(spawn_error)?;
-    executor.run(async move { run::run(control()).await }).map_err(StartError::Spawn)?;
+    let executor = builder(Placement::Unbound, "control").make().map_err(spawn_error)?;
+    let control = async move { run::run(control()).await };
+    executor.run(in_quick_queue(CONTROL_PREEMPT, control))?.map_err(StartError::Spawn)?;
     for handle in handles {
         // A core that failed has said so; the process ends either way.
         let _ = handle.join();
@@ -109,11 +115,20 @@ fn spawn_error(error: glommio::GlommioError<()>) -> StartError {
     StartError::Spawn(io::Error::other(error.to_string()))
 }
 
-fn builder(placement: Placement, name: &str, preempt_us: u64) -> LocalExecutorBuilder {
-    LocalExecutorBuilder::new(placement)
-        .name(name)
-        .io_memory(IO_MEMORY_BYTES)
-        .preempt_timer(Duration::from_micros(preempt_us))
+fn builder(placement: Placement, name: &str) -> LocalExecutorBuilder {
+    LocalExecutorBuilder::new(placement).name(name).io_memory(IO_MEMORY_BYTES).preempt_timer(BIRTH_PREEMPT)
+}
+
+/// Runs `work` under its own preempt timer. An executor whose timer fires before its first task ran parks for ever (see
+/// `control::kicker`), and the kicker cannot reach one that has not run yet: so an executor is born with a long timer, and only the
+/// queue that everything then runs in has the short one.
+async fn in_quick_queue<T: 'static>(
+    preempt: Duration,
+    work: impl Future<Output = T> + 'static,
+) -> Result<T, StartError> {
+    let queue = glommio::executor().create_task_queue(Shares::default(), Latency::Matters(preempt), "everything");
+    let work = glommio::spawn_local_into(work, queue).map_err(spawn_error)?;
+    Ok(work.await)
 }
 
 /// Addresses as they were bound, by role.
@@ -193,11 +208,7 @@ fn announce(config: &Config) {
     }
 }
 
-fn start_cores(
-    parts: &Parts,
-    sockets: Vec<Sockets>,
-    kicks: &[Arc<Kick>],
-) -> Result<Vec<ExecutorJoinHandle<()>>, StartError> {
+fn start_cores(parts: &Parts, sockets: Vec<Sockets>, kicks: &[Arc<Kick>]) -> Result<Vec<CoreHandle>, StartError> {
     let (up, came_up) = mpsc::channel();
     let config = &parts.config.shard;
     let mut handles = Vec::with_capacity(config.count);
@@ -217,8 +228,9 @@ fn start_cores(
                 shard.run().await;
             }
         };
-        let handle =
-            builder(placement, &thread_name(ShardId(n)), config.preempt_us).spawn(core).map_err(spawn_error)?;
+        let preempt = Duration::from_micros(config.preempt_us);
+        let core = move || async move { in_quick_queue(preempt, core()).await };
+        let handle = builder(placement, &thread_name(ShardId(n))).spawn(core).map_err(spawn_error)?;
         handles.push(handle);
     }
     for _ in 0..config.count {

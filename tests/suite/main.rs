@@ -12,6 +12,7 @@
 //! cargo test -p kateway-tests --test suite                     everything
 //! cargo test -p kateway-tests --test suite -- bad_input        what contains `bad_input`
 //! cargo test -p kateway-tests --test suite -- --skip '[kafka]' what needs no cluster
+//! KATEWAY_REPEAT=50 cargo test -p kateway-tests --test suite -- one_name   a trial that fails now and then
 //! ```
 //!
 //! The gateway under test is `target/release/kateway`, or what `KATEWAY_BIN` names. Logs are kept when a trial fails.
@@ -43,6 +44,7 @@ mod partitioner;
 mod pipelining;
 mod publish_modes;
 mod roundtrip;
+mod start;
 mod status;
 mod stores;
 mod subscribe_options;
@@ -101,6 +103,7 @@ const ALL: &[&[Case]] = &[
     pipelining::CASES,
     publish_modes::CASES,
     roundtrip::CASES,
+    start::CASES,
     status::CASES,
     stores::CASES,
     subscribe_options::CASES,
@@ -119,7 +122,7 @@ fn main() -> ExitCode {
     let mut args = Arguments::from_args();
     args.test_threads = args.test_threads.or(Some(THREADS));
 
-    let mut cases: Vec<Case> = ALL.concat();
+    let mut cases: Vec<Case> = ALL.concat().repeat(repeats());
     // The summary keeps this order, and the pool takes trials in it.
     cases.sort_by_key(|case| (case.alone, case.name));
     let selected = |case: &&Case| !args.is_filtered_out(&trial(**case));
@@ -138,6 +141,11 @@ fn main() -> ExitCode {
         folder::remove();
     }
     conclusion.exit_code()
+}
+
+/// How often each selected trial runs (`KATEWAY_REPEAT`): to hunt one that fails now and then.
+fn repeats() -> usize {
+    std::env::var("KATEWAY_REPEAT").ok().map_or(1, |n| n.parse().expect("KATEWAY_REPEAT is a number"))
 }
 
 thread_local! {

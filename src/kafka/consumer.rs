@@ -12,7 +12,6 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::VecDeque,
     ffi::CString,
     rc::Rc,
     sync::Arc,
@@ -23,27 +22,24 @@ use futures_lite::{AsyncReadExt, future};
 use glommio::Task;
 
 use super::{
-    native::{Client, Kind, PartitionList},
-    offsets::{self, AssignError, Start},
+    native::{Client, Kind},
     options,
     pump::Pump,
     reach::Reach,
+    rebalance::COMMIT_MAX,
     stats::ConsumerStats,
     topic_name,
 };
 use crate::{
     config::resolve::Config,
-    offload::{Offload, OffloadError},
+    offload::Offload,
     readiness::Socket,
-    store::{Group, Offset, Partition, Reset, Topic, notify::Notify},
+    store::{Group, Reset, Topic, notify::Notify},
 };
 
 /// How long a client that could not be made, or that broke, waits for the next.
 const REJOIN: Duration = Duration::from_secs(1);
-/// Between two questions for offsets.
-const ASK_AGAIN: Duration = Duration::from_millis(500);
-/// What a commit may hold up a rebalance, and what leaving may take.
-pub(super) const COMMIT_MAX: Duration = Duration::from_secs(2);
+/// What leaving may take.
 const LEAVE_MAX: Duration = Duration::from_secs(6);
 
 /// What a member needs of its core.
@@ -55,19 +51,6 @@ pub(super) struct Surroundings {
     pub reach: Rc<Reach>,
 }
 
-/// What came of something that ran in the offload pool.
-#[derive(Debug)]
-pub(super) enum Outcome {
-    Assigned(Vec<Start>),
-    /// The assignment was overtaken; nothing is ours.
-    NotAssigned,
-    /// These ends were not committed, or were.
-    GaveUp {
-        ends: Vec<(Partition, Offset)>,
-        is_committed: bool,
-    },
-}
-
 /// One group's membership.
 #[derive(Debug)]
 pub(super) struct Member {
@@ -75,9 +58,6 @@ pub(super) struct Member {
     pub topic: CString,
     pub reset: Reset,
     pub around: Surroundings,
-    outcomes: RefCell<VecDeque<Outcome>>,
-    /// Jobs in the offload pool that answer a rebalance.
-    jobs: Cell<usize>,
     is_over: Cell<bool>,
     over: Notify,
     task: RefCell<Option<Task<()>>>,
@@ -92,8 +72,6 @@ impl Member {
             topic: topic_name(&topic.name),
             reset,
             around,
-            outcomes: RefCell::default(),
-            jobs: Cell::new(0),
             is_over: Cell::new(false),
             over: Notify::default(),
             task: RefCell::default(),
@@ -112,7 +90,7 @@ impl Member {
             if is_closed {
                 break;
             }
-            self.nap(REJOIN).await;
+            self.rest().await;
         }
         self.is_over.set(true);
         self.over.ring();
@@ -143,28 +121,18 @@ impl Member {
                 tracing::error!(group = self.group.group_id, reason, held, "a group could not be joined");
             }
             self.group.fail(&reason);
-            self.nap(REJOIN).await;
+            self.rest().await;
         }
     }
 
-    /// Sleeps; the group's bell ends it.
-    pub async fn nap(&self, most: Duration) {
-        let rung = self.group.bell.wait();
-        future::or(rung, async { glommio::timer::sleep(most).await }).await;
-    }
-
-    pub fn next_outcome(&self) -> Option<Outcome> {
-        self.outcomes.borrow_mut().pop_front()
-    }
-
-    /// Whether rebalances are still being answered.
-    pub fn is_busy(&self) -> bool {
-        self.jobs.get() > 0 || !self.outcomes.borrow().is_empty()
-    }
-
-    fn report(&self, outcome: Outcome) {
-        self.outcomes.borrow_mut().push_back(outcome);
-        self.group.bell.ring();
+    /// Waits before the next client; only the group's closing ends it early.
+    async fn rest(&self) {
+        let by = Instant::now() + REJOIN;
+        while !self.group.is_closing() && Instant::now() < by {
+            let rung = self.group.bell.wait();
+            let late = async { glommio::timer::sleep(by.saturating_duration_since(Instant::now())).await };
+            future::or(rung, late).await;
+        }
     }
 
     /// Leaves, with what is acknowledged committed. Gives up waiting after some seconds: the session then times out.
@@ -189,53 +157,11 @@ impl Member {
     }
 }
 
-// === answers to rebalances ===
+// === trouble ===
 
 impl Member {
-    /// Answers an assignment, sooner or later; the outcome is [`Outcome::Assigned`].
-    pub fn assign(self: &Rc<Self>, client: &Arc<Client>, partitions: Vec<Partition>) {
-        let (this, client) = (Rc::clone(self), Arc::clone(client));
-        self.spawn(async move {
-            loop {
-                let (asked, topic, parts) = (Arc::clone(&client), this.topic.clone(), partitions.clone());
-                let (reset, timeout) = (this.reset, this.around.config.kafka.admin_timeout);
-                if this.group.is_closing() {
-                    let _ = this.around.offload.run(move || offsets::decline(&asked, &topic)).await;
-                    return Outcome::NotAssigned;
-                }
-                let call = move || offsets::assign(&asked, &topic, &parts, reset, timeout);
-                let reason = match this.around.offload.run(call).await {
-                    Ok(Ok(starts)) => return Outcome::Assigned(starts),
-                    Ok(Err(AssignError::Stale(text))) => {
-                        tracing::debug!(text, "an assignment was not current any more");
-                        return Outcome::NotAssigned;
-                    }
-                    Ok(Err(AssignError::Offsets(code))) => code.name(),
-                    Err(OffloadError::Full) => "the offload pool is full",
-                    Err(OffloadError::Panicked) => "a call failed",
-                };
-                this.trouble(reason);
-                glommio::timer::sleep(ASK_AGAIN).await;
-            }
-        });
-    }
-
-    /// Commits `ends` and gives `partitions` up; the outcome is [`Outcome::GaveUp`].
-    pub fn give_up(self: &Rc<Self>, client: &Arc<Client>, ends: Vec<(Partition, Offset)>, partitions: PartitionList) {
-        let (this, client) = (Rc::clone(self), Arc::clone(client));
-        self.spawn(async move {
-            let (topic, sent) = (this.topic.clone(), ends.clone());
-            let call = move || offsets::give_up(&client, &topic, &sent, &partitions, COMMIT_MAX);
-            let result = this.around.offload.run(call).await;
-            if let Ok(Err(code)) = &result {
-                tracing::warn!(group = this.group.group_id, error = code.name(), "commit before giving up failed");
-            }
-            Outcome::GaveUp { ends, is_committed: matches!(result, Ok(Ok(()))) }
-        });
-    }
-
     /// Something that should work does not, at the moment.
-    fn trouble(&self, reason: &str) {
+    pub fn trouble(&self, reason: &str) {
         self.around.stats.errors.one();
         if let Some(held) = self.around.reach.log.pass(Instant::now()) {
             tracing::warn!(group = self.group.group_id, reason, held, "trouble with a group");
@@ -243,17 +169,6 @@ impl Member {
         if !self.group.is_assigned() {
             self.group.fail(reason);
         }
-    }
-
-    fn spawn(self: &Rc<Self>, job: impl Future<Output = Outcome> + 'static) {
-        let this = Rc::clone(self);
-        this.jobs.set(this.jobs.get() + 1);
-        glommio::spawn_local(async move {
-            let outcome = job.await;
-            this.jobs.set(this.jobs.get() - 1);
-            this.report(outcome);
-        })
-        .detach();
     }
 }
 

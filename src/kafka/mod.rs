@@ -20,6 +20,7 @@ mod options;
 mod producer;
 mod pump;
 mod reach;
+mod rebalance;
 mod stats;
 
 use std::{

@@ -8,6 +8,9 @@ use std::{ffi::CStr, sync::Arc, time::Duration};
 use super::native::{Client, End, ErrorCode, PartitionList, Queue};
 use crate::store::{Offset, Partition, Reset};
 
+/// librdkafka's "no offset given".
+const OFFSET_UNKNOWN: Offset = -1001;
+
 /// A partition that is ours now.
 #[derive(Debug)]
 pub(super) struct Start {
@@ -23,8 +26,8 @@ pub(super) struct Start {
 pub(super) enum AssignError {
     /// Offsets are not to be had at the moment: try again.
     Offsets(ErrorCode),
-    /// librdkafka refused: the assignment is no longer current, another event follows.
-    Stale(String),
+    /// librdkafka would not have it.
+    Refused(String),
 }
 
 /// Finds where each partition starts, splits its queue off, and answers the assignment. An empty one is answered too.
@@ -40,12 +43,12 @@ pub(super) fn assign(
     for (partition, offset, is_chosen) in offsets {
         // Split before the assignment: from its first message on everything comes by this queue.
         let queue = client.partition_queue(topic, partition);
-        let queue = queue.ok_or_else(|| AssignError::Stale("no queue".to_owned()))?;
+        let queue = queue.ok_or_else(|| AssignError::Refused("no queue".to_owned()))?;
         queue.watch();
         found.push(Start { partition, offset, is_chosen, queue });
     }
     let list = PartitionList::new(topic, found.iter().map(|start| (start.partition, start.offset)));
-    client.assign(&list).map_err(AssignError::Stale)?;
+    client.assign(&list).map_err(AssignError::Refused)?;
     Ok(found)
 }
 
@@ -83,28 +86,23 @@ fn starts(
     Ok(starts)
 }
 
-/// Commits `ends`, when there are any, and gives `partitions` up whatever became of the commit.
-pub(super) fn give_up(
+/// Answers an assignment nobody will read: where it starts is left to librdkafka, and its messages have no queue of their own.
+pub(super) fn assign_unread(client: &Client, topic: &CStr, partitions: &[Partition]) -> Result<(), AssignError> {
+    let list = PartitionList::new(topic, partitions.iter().map(|p| (*p, OFFSET_UNKNOWN)));
+    client.assign(&list).map_err(AssignError::Refused)
+}
+
+/// Commits, and waits for what the broker says.
+pub(super) fn commit(
     client: &Arc<Client>,
     topic: &CStr,
     ends: &[(Partition, Offset)],
-    partitions: &PartitionList,
     timeout: Duration,
 ) -> Result<(), ErrorCode> {
-    let committed = if ends.is_empty() {
-        Ok(())
-    } else {
-        client.commit_and_wait(&PartitionList::new(topic, ends.iter().copied()), timeout)
-    };
-    if let Err(text) = client.unassign(partitions) {
-        tracing::debug!(text, "a revocation was not current any more");
-    }
-    committed
+    client.commit_and_wait(&PartitionList::new(topic, ends.iter().copied()), timeout)
 }
 
-/// Answers an assignment with nothing: the group is closing.
-pub(super) fn decline(client: &Client, topic: &CStr) {
-    if let Err(text) = client.assign(&PartitionList::new(topic, [])) {
-        tracing::debug!(text, "an assignment was not current any more");
-    }
+/// Answers a revocation.
+pub(super) fn unassign(client: &Client, topic: &CStr, partitions: &[Partition]) -> Result<(), String> {
+    client.unassign(&PartitionList::new(topic, partitions.iter().map(|p| (*p, OFFSET_UNKNOWN))))
 }

@@ -15,10 +15,11 @@ use bytes::Bytes;
 use rdkafka::bindings::rd_kafka_resp_err_t as rd;
 
 use super::{
-    consumer::{Member, Outcome, leave_by},
+    consumer::{Member, leave_by},
     delivery::log_line,
     native::{Client, ErrorCode, Event, Fetched, PartitionList, Queue},
     offsets::Start,
+    rebalance::{Answers, Outcome},
 };
 use crate::{
     limits,
@@ -47,8 +48,12 @@ struct Part {
 /// What librdkafka wants answered, in its order.
 #[derive(Debug)]
 enum Rebalance {
-    Assign(PartitionList),
-    Revoke(PartitionList),
+    Assign(Vec<Partition>),
+    /// Whether they are another member's already, as it was when librdkafka said so: the next answer resets that.
+    Revoke {
+        partitions: Vec<Partition>,
+        is_lost: bool,
+    },
 }
 
 /// See the module text.
@@ -62,8 +67,11 @@ pub(super) struct Pump {
     turn: usize,
     /// Rebalances that wait for the one under way.
     rebalances: VecDeque<Rebalance>,
+    answers: Rc<Answers>,
     fetched: Vec<Fetched>,
     commit_sent: Option<Instant>,
+    /// Of the commit under way.
+    committing: Vec<Partition>,
     commit_due: Instant,
     tick_due: Instant,
     /// Since when no broker answers.
@@ -78,6 +86,7 @@ impl Pump {
         queue.watch();
         let now = Instant::now();
         Some(Self {
+            answers: Answers::new(&member, &client),
             member,
             client,
             queue,
@@ -86,6 +95,7 @@ impl Pump {
             rebalances: VecDeque::new(),
             fetched: Vec::with_capacity(limits::LOOP_ITEMS_MAX),
             commit_sent: None,
+            committing: Vec::new(),
             commit_due: now,
             tick_due: now,
             down_since: None,
@@ -106,7 +116,7 @@ impl Pump {
                 }
                 return group.is_closing();
             }
-            if group.is_closing() && !self.member.is_busy() {
+            if group.is_closing() && !self.answers.is_busy() {
                 self.leave().await;
                 return true;
             }
@@ -140,32 +150,36 @@ impl Pump {
                 glommio::executor().yield_now().await;
             }
         }
-        while let Some(outcome) = self.member.next_outcome() {
+        while let Some(outcome) = self.answers.next_outcome() {
             self.take_outcome(outcome);
         }
         // One at a time: a revocation that overtook its assignment would leave a partition that is not ours.
-        while !self.member.is_busy()
+        while !self.answers.is_busy()
             && let Some(rebalance) = self.rebalances.pop_front()
         {
             self.take_rebalance(rebalance);
         }
+        self.answers.set_overtaken(!self.rebalances.is_empty());
     }
 
     fn take_rebalance(&mut self, rebalance: Rebalance) {
         self.member.around.stats.rebalances.one();
         match rebalance {
-            Rebalance::Assign(list) => {
+            Rebalance::Assign(partitions) => {
                 self.heard();
-                self.member.assign(&self.client, list.partitions());
+                self.answers.assign(partitions);
             }
-            Rebalance::Revoke(list) => self.revoke(list),
+            Rebalance::Revoke { partitions, is_lost } => self.revoke(partitions, is_lost),
         }
     }
 
     fn take_event(&mut self, event: Event) {
         match event {
-            Event::Assign(list) => self.rebalances.push_back(Rebalance::Assign(list)),
-            Event::Revoke(list) => self.rebalances.push_back(Rebalance::Revoke(list)),
+            Event::Assign(list) => self.rebalances.push_back(Rebalance::Assign(list.partitions())),
+            Event::Revoke(list) => {
+                let is_lost = self.client.is_assignment_lost();
+                self.rebalances.push_back(Rebalance::Revoke { partitions: list.partitions(), is_lost });
+            }
             Event::Committed { code, partitions } => self.take_commit(code, partitions.as_ref()),
             Event::Error { code, text, fatal } => self.take_error(code, &text, fatal),
             Event::Log { level, text } => {
@@ -189,6 +203,15 @@ impl Pump {
         match outcome {
             Outcome::Assigned(starts) => self.take_partitions(starts),
             Outcome::NotAssigned => {}
+            Outcome::Refused(text) => {
+                self.member.around.stats.errors.one();
+                tracing::error!(
+                    group = group.group_id,
+                    text,
+                    "a rebalance was answered wrongly; the client is replaced"
+                );
+                self.is_broken = true;
+            }
             Outcome::GaveUp { ends, is_committed } => {
                 let counter = if is_committed {
                     &self.member.around.stats.commits
@@ -220,26 +243,28 @@ impl Pump {
     }
 
     /// Leases are void from here on, so what is acknowledged later is refused rather than lost; then commit and give up.
-    fn revoke(&mut self, list: PartitionList) {
+    fn revoke(&mut self, revoked: Vec<Partition>, is_lost: bool) {
         let group = &self.member.group;
         let stats = &self.member.around.stats;
-        let is_lost = self.client.is_assignment_lost();
-        let revoked = list.partitions();
+        if self.commit_sent.is_some() {
+            // What becomes of it is known too late: commit that again.
+            group.mark_uncommitted(self.committing.iter().copied());
+        }
         let (mut ends, kept): (Vec<_>, Vec<_>) =
             group.take_dirty().into_iter().partition(|(partition, _)| revoked.contains(partition));
-        // What stays ours goes with the next ordinary commit, which none from here may overtake.
+        // What stays ours goes with the next ordinary commit.
         group.mark_uncommitted(kept.into_iter().map(|(partition, _)| partition));
         if is_lost {
             ends.clear();
         }
-        for partition in revoked {
-            group.revoke(partition);
-            self.parts.retain(|part| part.id != partition);
+        for partition in &revoked {
+            group.revoke(*partition);
+            self.parts.retain(|part| part.id != *partition);
             if is_lost {
                 stats.lost_partitions.one();
             }
         }
-        self.member.give_up(&self.client, ends, list);
+        self.answers.give_up(ends, revoked);
     }
 }
 
@@ -335,6 +360,7 @@ impl Pump {
             return;
         }
         let list = PartitionList::new(&self.member.topic, ends.iter().copied());
+        self.committing = list.partitions();
         self.commit_due = now + self.member.around.config.subscribe.commit_interval;
         match self.client.commit_to(&self.queue, &list) {
             Ok(()) => self.commit_sent = Some(now),
@@ -418,6 +444,12 @@ impl Pump {
     }
 }
 
+impl Drop for Pump {
+    fn drop(&mut self) {
+        self.answers.end();
+    }
+}
+
 /// What the cluster will say again next time.
 fn is_refusal(code: ErrorCode) -> bool {
     [
@@ -448,7 +480,7 @@ impl Pump {
             return;
         }
         let group = Rc::clone(&self.member.group);
-        while !self.client.is_closed() || self.member.is_busy() {
+        while !self.client.is_closed() || self.answers.is_busy() {
             let rung = group.bell.wait();
             self.serve().await;
             if Instant::now() >= by {

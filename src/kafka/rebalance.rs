@@ -1,0 +1,167 @@
+//! What one client's rebalances are answered with: calls that wait for a broker run in the offload pool, and their outcomes come
+//! back to the pump of that client.
+//!
+//! Invariants: every assignment and every revocation is answered once, because librdkafka stands still until it is; the answer to
+//! an assignment names exactly the partitions it gave, or the revocation that follows could not be answered; nothing goes on for
+//! a client that is over. Per core; lives as long as the client's pump or its last job.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use super::{
+    consumer::Member,
+    native::Client,
+    offsets::{self, AssignError, Start},
+};
+use crate::{
+    offload::OffloadError,
+    store::{Offset, Partition},
+};
+
+/// Between two questions for offsets.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
+/// What a commit may hold up a rebalance.
+pub(super) const COMMIT_MAX: Duration = Duration::from_secs(2);
+
+/// What came of an answer.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    Assigned(Vec<Start>),
+    /// The group closes or a revocation waits: nothing of it is to be read.
+    NotAssigned,
+    /// These ends were committed, or were not.
+    GaveUp {
+        ends: Vec<(Partition, Offset)>,
+        is_committed: bool,
+    },
+    /// librdkafka refused the answer, and would wait for another for ever.
+    Refused(String),
+}
+
+/// See the module text.
+#[derive(Debug)]
+pub(super) struct Answers {
+    member: Rc<Member>,
+    client: Arc<Client>,
+    outcomes: RefCell<VecDeque<Outcome>>,
+    /// Answers being worked on.
+    running: Cell<usize>,
+    /// Another rebalance waits behind the one being answered.
+    is_overtaken: Cell<bool>,
+    /// The pump has ended.
+    is_over: Cell<bool>,
+}
+
+impl Answers {
+    pub fn new(member: &Rc<Member>, client: &Arc<Client>) -> Rc<Self> {
+        Rc::new(Self {
+            member: Rc::clone(member),
+            client: Arc::clone(client),
+            outcomes: RefCell::default(),
+            running: Cell::new(0),
+            is_overtaken: Cell::new(false),
+            is_over: Cell::new(false),
+        })
+    }
+
+    pub fn next_outcome(&self) -> Option<Outcome> {
+        self.outcomes.borrow_mut().pop_front()
+    }
+
+    /// Whether a rebalance is still being answered.
+    pub fn is_busy(&self) -> bool {
+        self.running.get() > 0 || !self.outcomes.borrow().is_empty()
+    }
+
+    /// Whether another rebalance waits for this one to be answered.
+    pub fn set_overtaken(&self, is_overtaken: bool) {
+        self.is_overtaken.set(is_overtaken);
+    }
+
+    /// The client is not used any more.
+    pub fn end(&self) {
+        self.is_over.set(true);
+    }
+
+    /// Answers an assignment, once it is known where the partitions start. When that does not matter any more, because the group
+    /// closes or a revocation waits, they are assigned all the same, but nobody reads them.
+    pub fn assign(self: &Rc<Self>, partitions: Vec<Partition>) {
+        let this = Rc::clone(self);
+        self.spawn(async move {
+            while !this.is_over.get() {
+                let (client, topic, parts) = (Arc::clone(&this.client), this.member.topic.clone(), partitions.clone());
+                let (reset, timeout) = (this.member.reset, this.member.around.config.kafka.admin_timeout);
+                let is_read = !this.member.group.is_closing() && !this.is_overtaken.get();
+                let call = move || {
+                    if is_read {
+                        offsets::assign(&client, &topic, &parts, reset, timeout).map(Outcome::Assigned)
+                    } else {
+                        offsets::assign_unread(&client, &topic, &parts).map(|()| Outcome::NotAssigned)
+                    }
+                };
+                let reason = match this.call(call).await {
+                    Ok(Ok(outcome)) => return outcome,
+                    Ok(Err(AssignError::Refused(text))) => return Outcome::Refused(text),
+                    Ok(Err(AssignError::Offsets(code))) => code.name(),
+                    Err(OffloadError::Full) => "the offload pool is full",
+                    Err(OffloadError::Panicked) => "a call failed",
+                };
+                this.member.trouble(reason);
+                glommio::timer::sleep(ASK_AGAIN).await;
+            }
+            Outcome::NotAssigned
+        });
+    }
+
+    /// Commits `ends`, then gives `partitions` up whatever became of the commit.
+    pub fn give_up(self: &Rc<Self>, ends: Vec<(Partition, Offset)>, partitions: Vec<Partition>) {
+        let this = Rc::clone(self);
+        self.spawn(async move {
+            let is_committed = this.commit(&ends).await;
+            while !this.is_over.get() {
+                let (client, topic, parts) = (Arc::clone(&this.client), this.member.topic.clone(), partitions.clone());
+                match this.call(move || offsets::unassign(&client, &topic, &parts)).await {
+                    Ok(Ok(())) => break,
+                    Ok(Err(text)) => return Outcome::Refused(text),
+                    Err(OffloadError::Panicked) => return Outcome::Refused("a call failed".to_owned()),
+                    Err(OffloadError::Full) => glommio::timer::sleep(ASK_AGAIN).await,
+                }
+            }
+            Outcome::GaveUp { ends, is_committed }
+        });
+    }
+
+    async fn commit(&self, ends: &[(Partition, Offset)]) -> bool {
+        if ends.is_empty() {
+            return true;
+        }
+        let (client, topic, ends) = (Arc::clone(&self.client), self.member.topic.clone(), ends.to_vec());
+        let committed = self.call(move || offsets::commit(&client, &topic, &ends, COMMIT_MAX)).await;
+        if let Ok(Err(code)) = &committed {
+            let group = &self.member.group.group_id;
+            tracing::warn!(group, error = code.name(), "commit before giving up failed");
+        }
+        matches!(committed, Ok(Ok(())))
+    }
+
+    async fn call<T: Send + 'static>(&self, call: impl FnOnce() -> T + Send + 'static) -> Result<T, OffloadError> {
+        self.member.around.offload.run(call).await
+    }
+
+    fn spawn(self: &Rc<Self>, job: impl Future<Output = Outcome> + 'static) {
+        let this = Rc::clone(self);
+        this.running.set(this.running.get() + 1);
+        glommio::spawn_local(async move {
+            let outcome = job.await;
+            this.running.set(this.running.get() - 1);
+            this.outcomes.borrow_mut().push_back(outcome);
+            this.member.group.bell.ring();
+        })
+        .detach();
+    }
+}

@@ -229,7 +229,7 @@ fn start_cores(parts: &Parts, sockets: Vec<Sockets>, kicks: &[Arc<Kick>]) -> Res
             }
         };
         let preempt = Duration::from_micros(config.preempt_us);
-        let core = move || async move { in_quick_queue(preempt, core()).await };
+        let core = move || in_quick_queue(preempt, core());
         let handle = builder(placement, &thread_name(ShardId(n))).spawn(core).map_err(spawn_error)?;
         handles.push(handle);
     }

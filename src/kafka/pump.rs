@@ -1,11 +1,10 @@
 //! The pump of one group: takes what librdkafka has, gives it to the group, commits what the group has acknowledged.
 //!
 //! Invariants: one commit is under way at a time, so an older one never overtakes a newer; a pump step handles at most
-//! [`limits::LOOP_ITEMS_MAX`] messages and then yields; a rebalance is taken up when the one before it is done. Partitions are never
-//! paused: librdkafka's pause waits for its own thread, and outlives an assignment. Per core; lives as long as one client.
+//! [`limits::LOOP_ITEMS_MAX`] messages and then yields. Partitions are never paused: librdkafka's pause waits for its own thread,
+//! and outlives an assignment. Per core; lives as long as one client.
 
 use std::{
-    collections::VecDeque,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
@@ -19,7 +18,7 @@ use super::{
     delivery::log_line,
     native::{Client, ErrorCode, Event, Fetched, PartitionList, Queue},
     offsets::Start,
-    rebalance::{Answers, Outcome},
+    rebalance::{Answers, Outcome, Rebalance},
 };
 use crate::{
     limits,
@@ -45,15 +44,11 @@ struct Part {
     next: Offset,
 }
 
-/// What librdkafka wants answered, in its order.
+/// A commit under way.
 #[derive(Debug)]
-enum Rebalance {
-    Assign(Vec<Partition>),
-    /// Whether they are another member's already, as it was when librdkafka said so: the next answer resets that.
-    Revoke {
-        partitions: Vec<Partition>,
-        is_lost: bool,
-    },
+struct Committing {
+    since: Instant,
+    partitions: Vec<Partition>,
 }
 
 /// See the module text.
@@ -65,13 +60,9 @@ pub(super) struct Pump {
     parts: Vec<Part>,
     /// Where the next step starts, so that no partition is preferred.
     turn: usize,
-    /// Rebalances that wait for the one under way.
-    rebalances: VecDeque<Rebalance>,
     answers: Rc<Answers>,
     fetched: Vec<Fetched>,
-    commit_sent: Option<Instant>,
-    /// Of the commit under way.
-    committing: Vec<Partition>,
+    committing: Option<Committing>,
     commit_due: Instant,
     tick_due: Instant,
     /// Since when no broker answers.
@@ -92,10 +83,8 @@ impl Pump {
             queue,
             parts: Vec::new(),
             turn: 0,
-            rebalances: VecDeque::new(),
             fetched: Vec::with_capacity(limits::LOOP_ITEMS_MAX),
-            commit_sent: None,
-            committing: Vec::new(),
+            committing: None,
             commit_due: now,
             tick_due: now,
             down_since: None,
@@ -137,7 +126,7 @@ impl Pump {
         let until_tick = self.tick_due.saturating_duration_since(now);
         let until_commit = self.commit_due.saturating_duration_since(now);
         // A commit that is due and was not sent had nothing to commit: an acknowledgement rings.
-        if until_commit.is_zero() || self.commit_sent.is_some() { until_tick } else { until_tick.min(until_commit) }
+        if until_commit.is_zero() || self.committing.is_some() { until_tick } else { until_tick.min(until_commit) }
     }
 
     /// Everything but messages: the consumer queue, and what the offload pool has done.
@@ -153,13 +142,9 @@ impl Pump {
         while let Some(outcome) = self.answers.next_outcome() {
             self.take_outcome(outcome);
         }
-        // One at a time: a revocation that overtook its assignment would leave a partition that is not ours.
-        while !self.answers.is_busy()
-            && let Some(rebalance) = self.rebalances.pop_front()
-        {
+        while let Some(rebalance) = self.answers.next_rebalance() {
             self.take_rebalance(rebalance);
         }
-        self.answers.set_overtaken(!self.rebalances.is_empty());
     }
 
     fn take_rebalance(&mut self, rebalance: Rebalance) {
@@ -175,10 +160,10 @@ impl Pump {
 
     fn take_event(&mut self, event: Event) {
         match event {
-            Event::Assign(list) => self.rebalances.push_back(Rebalance::Assign(list.partitions())),
+            Event::Assign(list) => self.answers.ask(Rebalance::Assign(list.partitions())),
             Event::Revoke(list) => {
                 let is_lost = self.client.is_assignment_lost();
-                self.rebalances.push_back(Rebalance::Revoke { partitions: list.partitions(), is_lost });
+                self.answers.ask(Rebalance::Revoke { partitions: list.partitions(), is_lost });
             }
             Event::Committed { code, partitions } => self.take_commit(code, partitions.as_ref()),
             Event::Error { code, text, fatal } => self.take_error(code, &text, fatal),
@@ -246,9 +231,9 @@ impl Pump {
     fn revoke(&mut self, revoked: Vec<Partition>, is_lost: bool) {
         let group = &self.member.group;
         let stats = &self.member.around.stats;
-        if self.commit_sent.is_some() {
+        if let Some(Committing { partitions, .. }) = &self.committing {
             // What becomes of it is known too late: commit that again.
-            group.mark_uncommitted(self.committing.iter().copied());
+            group.mark_uncommitted(partitions.iter().copied());
         }
         let (mut ends, kept): (Vec<_>, Vec<_>) =
             group.take_dirty().into_iter().partition(|(partition, _)| revoked.contains(partition));
@@ -350,9 +335,8 @@ fn hand_on(mut message: Fetched) -> Message {
 
 impl Pump {
     fn commit_if_due(&mut self, now: Instant) {
-        if self.commit_sent.is_some_and(|sent| now.saturating_duration_since(sent) < COMMIT_LOST)
-            || now < self.commit_due
-        {
+        let is_under_way = |commit: &Committing| now.saturating_duration_since(commit.since) < COMMIT_LOST;
+        if self.committing.as_ref().is_some_and(is_under_way) || now < self.commit_due {
             return;
         }
         let ends = self.member.group.take_dirty();
@@ -360,16 +344,15 @@ impl Pump {
             return;
         }
         let list = PartitionList::new(&self.member.topic, ends.iter().copied());
-        self.committing = list.partitions();
         self.commit_due = now + self.member.around.config.subscribe.commit_interval;
         match self.client.commit_to(&self.queue, &list) {
-            Ok(()) => self.commit_sent = Some(now),
+            Ok(()) => self.committing = Some(Committing { since: now, partitions: list.partitions() }),
             Err(code) => self.take_commit(code, Some(&list)),
         }
     }
 
     fn take_commit(&mut self, code: ErrorCode, partitions: Option<&PartitionList>) {
-        self.commit_sent = None;
+        self.committing = None;
         let stats = &self.member.around.stats;
         let failed: Vec<Partition> = partitions
             .into_iter()
@@ -444,12 +427,6 @@ impl Pump {
     }
 }
 
-impl Drop for Pump {
-    fn drop(&mut self) {
-        self.answers.end();
-    }
-}
-
 /// What the cluster will say again next time.
 fn is_refusal(code: ErrorCode) -> bool {
     [
@@ -470,6 +447,12 @@ fn is_refusal(code: ErrorCode) -> bool {
 }
 
 // === leaving ===
+
+impl Drop for Pump {
+    fn drop(&mut self) {
+        self.answers.end();
+    }
+}
 
 impl Pump {
     /// Closes the consumer: librdkafka revokes (which commits, see `revoke`), sends LeaveGroup, and says when it is done.

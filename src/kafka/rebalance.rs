@@ -1,9 +1,10 @@
 //! What one client's rebalances are answered with: calls that wait for a broker run in the offload pool, and their outcomes come
 //! back to the pump of that client.
 //!
-//! Invariants: every assignment and every revocation is answered once, because librdkafka stands still until it is; the answer to
-//! an assignment names exactly the partitions it gave, or the revocation that follows could not be answered; nothing goes on for
-//! a client that is over. Per core; lives as long as the client's pump or its last job.
+//! Invariants: every assignment and every revocation is answered once, in order, each when the one before it is done, because
+//! librdkafka stands still until it is; the answer to an assignment names exactly the partitions it gave, or the revocation that
+//! follows could not be answered; nothing goes on for a client that is over. Per core; lives as long as the client's pump or its
+//! last job.
 
 use std::{
     cell::{Cell, RefCell},
@@ -28,11 +29,22 @@ const ASK_AGAIN: Duration = Duration::from_millis(500);
 /// What a commit may hold up a rebalance.
 pub(super) const COMMIT_MAX: Duration = Duration::from_secs(2);
 
+/// What librdkafka wants answered.
+#[derive(Debug)]
+pub(super) enum Rebalance {
+    Assign(Vec<Partition>),
+    /// Whether they are another member's already, as it was when librdkafka said so: the next answer resets that.
+    Revoke {
+        partitions: Vec<Partition>,
+        is_lost: bool,
+    },
+}
+
 /// What came of an answer.
 #[derive(Debug)]
 pub(super) enum Outcome {
     Assigned(Vec<Start>),
-    /// The group closes or a revocation waits: nothing of it is to be read.
+    /// The group closes or its revocation waits: nothing of it is to be read.
     NotAssigned,
     /// These ends were committed, or were not.
     GaveUp {
@@ -48,11 +60,10 @@ pub(super) enum Outcome {
 pub(super) struct Answers {
     member: Rc<Member>,
     client: Arc<Client>,
+    /// What waits behind the answer being worked on.
+    waiting: RefCell<VecDeque<Rebalance>>,
     outcomes: RefCell<VecDeque<Outcome>>,
-    /// Answers being worked on.
-    running: Cell<usize>,
-    /// Another rebalance waits behind the one being answered.
-    is_overtaken: Cell<bool>,
+    is_running: Cell<bool>,
     /// The pump has ended.
     is_over: Cell<bool>,
 }
@@ -62,11 +73,22 @@ impl Answers {
         Rc::new(Self {
             member: Rc::clone(member),
             client: Arc::clone(client),
+            waiting: RefCell::default(),
             outcomes: RefCell::default(),
-            running: Cell::new(0),
-            is_overtaken: Cell::new(false),
+            is_running: Cell::new(false),
             is_over: Cell::new(false),
         })
+    }
+
+    /// One more, to be taken up in its turn.
+    pub fn ask(&self, rebalance: Rebalance) {
+        self.waiting.borrow_mut().push_back(rebalance);
+    }
+
+    /// The rebalance whose turn it is; none while one is being answered. A revocation that overtook its assignment would leave a
+    /// partition that is not ours.
+    pub fn next_rebalance(&self) -> Option<Rebalance> {
+        if self.is_busy() { None } else { self.waiting.borrow_mut().pop_front() }
     }
 
     pub fn next_outcome(&self) -> Option<Outcome> {
@@ -75,12 +97,15 @@ impl Answers {
 
     /// Whether a rebalance is still being answered.
     pub fn is_busy(&self) -> bool {
-        self.running.get() > 0 || !self.outcomes.borrow().is_empty()
+        self.is_running.get() || !self.outcomes.borrow().is_empty()
     }
 
-    /// Whether another rebalance waits for this one to be answered.
-    pub fn set_overtaken(&self, is_overtaken: bool) {
-        self.is_overtaken.set(is_overtaken);
+    /// Whether a revocation waits that takes all of `partitions` again.
+    fn is_overtaken(&self, partitions: &[Partition]) -> bool {
+        self.waiting.borrow().iter().any(|rebalance| match rebalance {
+            Rebalance::Assign(_) => false,
+            Rebalance::Revoke { partitions: gone, .. } => partitions.iter().all(|partition| gone.contains(partition)),
+        })
     }
 
     /// The client is not used any more.
@@ -89,14 +114,14 @@ impl Answers {
     }
 
     /// Answers an assignment, once it is known where the partitions start. When that does not matter any more, because the group
-    /// closes or a revocation waits, they are assigned all the same, but nobody reads them.
+    /// closes or a revocation of them waits, they are assigned all the same, but nobody reads them.
     pub fn assign(self: &Rc<Self>, partitions: Vec<Partition>) {
         let this = Rc::clone(self);
         self.spawn(async move {
             while !this.is_over.get() {
                 let (client, topic, parts) = (Arc::clone(&this.client), this.member.topic.clone(), partitions.clone());
                 let (reset, timeout) = (this.member.reset, this.member.around.config.kafka.admin_timeout);
-                let is_read = !this.member.group.is_closing() && !this.is_overtaken.get();
+                let is_read = !this.member.group.is_closing() && !this.is_overtaken(&partitions);
                 let call = move || {
                     if is_read {
                         offsets::assign(&client, &topic, &parts, reset, timeout).map(Outcome::Assigned)
@@ -153,12 +178,13 @@ impl Answers {
         self.member.around.offload.run(call).await
     }
 
+    /// One at a time: see [`Answers::next_rebalance`].
     fn spawn(self: &Rc<Self>, job: impl Future<Output = Outcome> + 'static) {
         let this = Rc::clone(self);
-        this.running.set(this.running.get() + 1);
+        this.is_running.set(true);
         glommio::spawn_local(async move {
             let outcome = job.await;
-            this.running.set(this.running.get() - 1);
+            this.is_running.set(false);
             this.outcomes.borrow_mut().push_back(outcome);
             this.member.group.bell.ring();
         })

@@ -167,8 +167,9 @@ impl Context {
         if matches!(data.backend, Backend::Null(_)) {
             return data.topics.put(name, NULL_PARTITIONS).ok_or_else(too_many_topics);
         }
-        self.refresh_topics(data).await?;
-        if let Some(topic) = data.topics.get(name) {
+        // A round that began before this call may bring it too: then there is nothing more to wait for.
+        let refreshed = self.refresh_until(data, || data.topics.get(name)).await?;
+        if let Some(topic) = refreshed {
             return Ok(topic);
         }
         if !create {
@@ -196,6 +197,15 @@ impl Context {
 
     /// Brings the snapshot up to date with a refresh that began after this call. Its failure is this call's.
     pub async fn refresh_topics(self: &Rc<Self>, data: &DataPlane) -> Result<(), Problem> {
+        self.refresh_until(data, || None::<()>).await.map(|_| ())
+    }
+
+    /// The same, ended early by the first round after which `found` finds something.
+    async fn refresh_until<T>(
+        self: &Rc<Self>,
+        data: &DataPlane,
+        found: impl Fn() -> Option<T>,
+    ) -> Result<Option<T>, Problem> {
         let refresh = &data.refresh;
         // A round under way may have listed before our topic came: wait for one that starts later.
         let wanted = refresh.ended.get() + 1 + u64::from(refresh.listing.get());
@@ -205,8 +215,11 @@ impl Context {
         }
         while refresh.ended.get() < wanted {
             refresh.bell.wait().await;
+            if let Some(found) = found() {
+                return Ok(Some(found));
+            }
         }
-        refresh.outcome.borrow().clone()
+        refresh.outcome.borrow().clone().map(|()| None)
     }
 
     async fn refresh_rounds(self: Rc<Self>) {

@@ -31,11 +31,8 @@ const MESSAGES: usize = 20_000;
 const CLIENTS: usize = 8;
 
 fn eight_clients_two_shards() {
-    let topic = empty_topic();
+    let topic = filled_topic();
     let gateway = Kateway::kafka(&kafka().bootstrap()).shards(2).start();
-    // The group is open before the counting starts, so that all clients are in line when there is something.
-    join(&topic, std::slice::from_ref(&gateway));
-    fill(&topic);
     share("two shards", &topic, &[gateway.subscribe]);
     assert_all_committed(&topic);
 }
@@ -144,7 +141,7 @@ fn read_share(address: SocketAddr, topic: &Topic, total: &AtomicUsize) -> Share 
     let mut mine = Share::default();
     let deadline = Instant::now() + Duration::from_mins(1);
     while total.load(Ordering::Relaxed) < MESSAGES && Instant::now() < deadline {
-        let answer = connection.call(&topic.read("g", "batch=10&wait=1s")).unwrap_or_else(|e| panic!("{e}"));
+        let answer = connection.call(&topic.read("g", "batch=50&wait=1s")).unwrap_or_else(|e| panic!("{e}"));
         if answer.status == 204 {
             continue;
         }

@@ -206,6 +206,9 @@ fn announce(config: &Config) {
     if config.test.answer_before_report {
         tracing::warn!("test.answer_before_report: answers promise what they cannot keep");
     }
+    if let Some(after) = config.test.break_clients {
+        tracing::warn!(?after, "test.break_clients_ms: every Kafka client fails for good");
+    }
 }
 
 fn start_cores(parts: &Parts, sockets: Vec<Sockets>, kicks: &[Arc<Kick>]) -> Result<Vec<CoreHandle>, StartError> {

@@ -8,6 +8,7 @@ use std::{
     time::Instant,
 };
 
+pub use crate::kafka::ClientCounter;
 use crate::{
     kafka::KafkaStore,
     store::{
@@ -44,9 +45,6 @@ impl Future for Report {
     }
 }
 
-/// One number of a client: metric name, kind, help, value.
-pub type ClientCounter = (&'static str, &'static str, &'static str, u64);
-
 macro_rules! each {
     ($backend:expr, $store:ident => $call:expr) => {
         match $backend {
@@ -58,50 +56,9 @@ macro_rules! each {
 }
 
 impl Backend {
-    /// What the Kafka clients of this core count: metric name, kind, help, value. Empty for the other stores.
+    /// What the Kafka clients of this core count. Empty for the other stores.
     pub fn counters(&self) -> Vec<ClientCounter> {
-        let Self::Kafka(store) = self else { return Vec::new() };
-        let (producer, consumer) = (store.producer_stats(), store.consumer_stats());
-        vec![
-            ("kateway_producer_records_total", "counter", "Records librdkafka took.", producer.produced),
-            ("kateway_producer_stored_total", "counter", "Reports: stored.", producer.stored),
-            ("kateway_producer_not_stored_total", "counter", "Reports: for sure not stored.", producer.not_stored),
-            ("kateway_producer_unknown_total", "counter", "Reports: perhaps stored.", producer.unknown),
-            ("kateway_producer_refused_total", "counter", "Reports: refused by the broker.", producer.refused),
-            ("kateway_producer_queue_full_total", "counter", "Records refused by a full queue.", producer.queue_full),
-            ("kateway_producer_overdue_total", "counter", "Requests answered before their report.", producer.overdue),
-            ("kateway_producer_late_total", "counter", "Reports after their request was answered.", producer.late),
-            (
-                "kateway_producer_restarts_total",
-                "counter",
-                "Producers replaced after a fatal error.",
-                producer.fatal_restarts,
-            ),
-            ("kateway_producer_wakeups_total", "counter", "Times the core was told of reports.", producer.wakeups),
-            ("kateway_producer_clients", "gauge", "Producer clients.", producer.producers),
-            ("kateway_consumer_fetched_total", "counter", "Messages taken from librdkafka.", consumer.fetched),
-            ("kateway_consumer_rebalances_total", "counter", "Assignments and revocations.", consumer.rebalances),
-            (
-                "kateway_consumer_lost_partitions_total",
-                "counter",
-                "Partitions lost uncommitted.",
-                consumer.lost_partitions,
-            ),
-            ("kateway_consumer_commits_total", "counter", "Offset commits.", consumer.commits),
-            (
-                "kateway_consumer_commits_failed_total",
-                "counter",
-                "Offset commits that failed.",
-                consumer.commits_failed,
-            ),
-            (
-                "kateway_consumer_offset_resets_total",
-                "counter",
-                "Partitions continued at the oldest.",
-                consumer.offset_resets,
-            ),
-            ("kateway_consumer_errors_total", "counter", "Consumer errors.", consumer.errors),
-        ]
+        if let Self::Kafka(store) = self { store.counters() } else { Vec::new() }
     }
 
     /// Topics come into being when first used, whatever the configuration says.

@@ -200,6 +200,8 @@ pub struct LogConfig {
 pub struct TestConfig {
     /// `test.answer_before_report`: 201 without waiting for the delivery report.
     pub answer_before_report: bool,
+    /// `test.break_clients_ms`: a Kafka client fails for good so long after it was made; `None` = never.
+    pub break_clients: Option<Duration>,
 }
 
 // === impl Host ===
@@ -247,7 +249,10 @@ impl Config {
                 json: written.text("log.format") == "json",
                 file: Some(written.text("log.file")).filter(|file| !file.is_empty()).map(PathBuf::from),
             },
-            test: TestConfig { answer_before_report: written.bool("test.answer_before_report") },
+            test: TestConfig {
+                answer_before_report: written.bool("test.answer_before_report"),
+                break_clients: Some(millis(written, "test.break_clients_ms")).filter(|after| !after.is_zero()),
+            },
         })
     }
 }

@@ -364,7 +364,7 @@ pub const KEYS: &[Key] = &[
         path: "memory.bytes_max",
         kind: Kind::Int { min: 1 << 20, max: 1 << 40 },
         default: Preset::Int(256 << 20),
-        doc: "Bytes of all messages kept; a partition over its share drops its oldest.",
+        doc: "Bytes of all messages kept; over it the oldest of all go.",
         hot: false,
     },
     Key {
@@ -446,6 +446,13 @@ pub const KEYS: &[Key] = &[
         kind: Kind::Bool,
         default: Preset::Bool(false),
         doc: "Answer 201 before Kafka has reported. Loses messages.",
+        hot: false,
+    },
+    Key {
+        path: "test.break_clients_ms",
+        kind: Kind::Int { min: 0, max: 3_600_000 },
+        default: Preset::Int(0),
+        doc: "Milliseconds after which every Kafka client fails for good and has to be replaced; 0: never.",
         hot: false,
     },
 ];

@@ -83,6 +83,7 @@ impl Member {
 
     async fn run(self: Rc<Self>) {
         while let Some((client, hear)) = self.connect().await {
+            super::break_later(&self.around.config, &client);
             let Some(pump) = Pump::new(Rc::clone(&self), client) else { break };
             let ringer = glommio::spawn_local(ring(Rc::clone(&self.group), hear));
             let is_closed = pump.run().await;
@@ -90,6 +91,7 @@ impl Member {
             if is_closed {
                 break;
             }
+            self.around.stats.restarts.one();
             self.rest().await;
         }
         self.is_over.set(true);

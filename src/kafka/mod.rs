@@ -34,11 +34,12 @@ use std::{
 use glommio::Task;
 
 pub use delivery::Report;
-pub use stats::{ConsumerSnapshot, ProducerSnapshot};
+pub use stats::Row as ClientCounter;
 
 use self::{
     admin::Admin,
     consumer::{Member, Surroundings},
+    native::Client,
     producer::Producer,
     reach::Reach,
     stats::ProducerStats,
@@ -98,27 +99,13 @@ impl KafkaStore {
         Self { producers, admin, reach, producer_stats, around, members, _tasks: [sweeping, probing] }
     }
 
-    /// What the producers of this core did, and what they hold.
-    pub fn producer_stats(&self) -> ProducerSnapshot {
-        let mut snapshot = self.producer_stats.snapshot();
-        for producer in &self.producers {
-            let (records, bytes, clients) = producer.queued();
-            snapshot.queued += records;
-            snapshot.queued_bytes += bytes;
-            snapshot.producers += clients;
-        }
-        snapshot
-    }
-
-    /// What the groups of this core did.
-    pub fn consumer_stats(&self) -> ConsumerSnapshot {
-        self.around.stats.snapshot()
-    }
-
-    /// Breaks the producer of `ack` as a broker could (tests).
-    #[doc(hidden)]
-    pub fn raise_fatal_error(&self, ack: Ack) {
-        self.producers[slot(ack)].raise_fatal_error();
+    /// What the clients of this core did, for `/metrics`.
+    pub fn counters(&self) -> Vec<ClientCounter> {
+        let clients = self.producers.iter().map(|producer| producer.clients()).sum();
+        let mut rows = self.producer_stats.rows();
+        rows.push(("kateway_producer_clients", "gauge", "Producer clients.", clients));
+        rows.extend(self.around.stats.rows());
+        rows
     }
 
     fn producer(&self, ack: Ack) -> &Rc<Producer> {
@@ -194,7 +181,7 @@ impl Store for KafkaStore {
 
     fn queued(&self) -> (u64, u64) {
         let sums = self.producers.iter().map(|producer| producer.queued());
-        sums.fold((0, 0), |(records, bytes), (r, b, _)| (records + r, bytes + b))
+        sums.fold((0, 0), |(records, bytes), (r, b)| (records + r, bytes + b))
     }
 }
 
@@ -204,6 +191,19 @@ fn slot(ack: Ack) -> usize {
         Ack::Local => 1,
         Ack::None => 2,
     }
+}
+
+/// Breaks a client as a broker could, when the time of `test.break_clients_ms` has come.
+fn break_later(config: &Config, client: &Arc<Client>) {
+    let Some(after) = config.test.break_clients else { return };
+    let client = Arc::downgrade(client);
+    let breaking = async move {
+        glommio::timer::sleep(after).await;
+        if let Some(client) = client.upgrade() {
+            client.raise_fatal_error();
+        }
+    };
+    glommio::spawn_local(breaking).detach();
 }
 
 /// A topic's name for librdkafka. Names were checked long before; one with a NUL becomes the empty name, which no topic has.

@@ -39,10 +39,8 @@ pub(super) struct Producer {
     offload: Offload,
     stats: Rc<ProducerStats>,
     reach: Rc<Reach>,
-    /// The pipe in use, and retired ones with reports to come.
-    pipes: RefCell<Vec<Rc<Pipe>>>,
-    /// Keeps the serving tasks; a task that is dropped ends.
-    tasks: RefCell<Vec<Task<()>>>,
+    /// The pipe in use, and retired ones with reports to come; each with the task that serves it, which ends when dropped.
+    pipes: RefCell<Vec<(Rc<Pipe>, Task<()>)>>,
     is_making: Cell<bool>,
     /// When a topic that librdkafka does not know was last asked for again.
     asked_at: Cell<Option<Instant>>,
@@ -63,7 +61,6 @@ impl Producer {
             stats: Rc::clone(stats),
             reach: Rc::clone(reach),
             pipes: RefCell::default(),
-            tasks: RefCell::default(),
             is_making: Cell::new(false),
             asked_at: Cell::new(None),
         })
@@ -158,7 +155,7 @@ impl Producer {
     /// The pipe in use. The first is made here, on the core, which takes about a millisecond once; a replacement is made in
     /// the offload pool, and until then records are refused unsent.
     fn pipe(self: &Rc<Self>) -> Result<Rc<Pipe>, ProduceError> {
-        if let Some(pipe) = self.pipes.borrow().last()
+        if let Some((pipe, _)) = self.pipes.borrow().last()
             && !pipe.is_retired.get()
         {
             return Ok(Rc::clone(pipe));
@@ -181,7 +178,7 @@ impl Producer {
             let made = this.make().await;
             this.is_making.set(false);
             if this.install(made).is_some() {
-                this.stats.fatal_restarts.one();
+                this.stats.restarts.one();
             }
         })
         .detach();
@@ -198,7 +195,7 @@ impl Producer {
     }
 
     fn current(&self) -> Result<Arc<Client>, ()> {
-        self.pipes.borrow().last().map(|pipe| Arc::clone(&pipe.client)).ok_or(())
+        self.pipes.borrow().last().map(|(pipe, _)| Arc::clone(&pipe.client)).ok_or(())
     }
 
     async fn make(&self) -> Result<(Arc<Client>, std::os::fd::OwnedFd), String> {
@@ -226,36 +223,34 @@ impl Producer {
                 return None;
             }
         };
+        super::break_later(&self.config, &pipe.client);
         let task = glommio::spawn_local(Rc::clone(&pipe).serve(hear));
-        self.tasks.borrow_mut().push(task);
-        self.pipes.borrow_mut().push(Rc::clone(&pipe));
+        self.pipes.borrow_mut().push((Rc::clone(&pipe), task));
         Some(pipe)
     }
 
     /// Answers overdue requests, and lets go of retired pipes whose reports are all in.
     pub async fn sweep(&self, now: Instant) {
-        let pipes = self.pipes.borrow().clone();
+        let pipes: Vec<_> = self.pipes.borrow().iter().map(|(pipe, _)| Rc::clone(pipe)).collect();
         let newest = pipes.len().saturating_sub(1);
         for (index, pipe) in pipes.iter().enumerate() {
             pipe.sweep(now).await;
             if index < newest && pipe.outbox.borrow().lent().0 == 0 {
-                self.pipes.borrow_mut().retain(|p| !Rc::ptr_eq(p, pipe));
+                self.pipes.borrow_mut().retain(|(p, _)| !Rc::ptr_eq(p, pipe));
             }
         }
     }
 
-    /// Records without a report, their bytes, and librdkafka clients.
-    pub fn queued(&self) -> (u64, u64, u64) {
+    /// Records without a report, and their bytes.
+    pub fn queued(&self) -> (u64, u64) {
         let pipes = self.pipes.borrow();
-        let sums = pipes.iter().map(|pipe| pipe.outbox.borrow().lent());
-        sums.fold((0, 0, 0), |(records, bytes, clients), (r, b)| (records + r, bytes + b, clients + 1))
+        let sums = pipes.iter().map(|(pipe, _)| pipe.outbox.borrow().lent());
+        sums.fold((0, 0), |(records, bytes), (r, b)| (records + r, bytes + b))
     }
 
-    /// Breaks the producer as a broker could (tests).
-    pub fn raise_fatal_error(&self) {
-        if let Ok(client) = self.current() {
-            client.raise_fatal_error();
-        }
+    /// Clients of librdkafka there are.
+    pub fn clients(&self) -> u64 {
+        self.pipes.borrow().len() as u64
     }
 }
 

@@ -9,11 +9,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kateway_tests::kateway::Kateway;
+use kateway_tests::kateway::{Builder, Kateway};
 use kateway_tests::ledger::{Answer, Ledger, Verdict};
 use kateway_tests::load::{Load, Plan, Tally};
 use kateway_tests::topic::Topic;
-use kateway_tests::{figures, kcat, wait_until};
+use kateway_tests::{figures, kcat, process, wait_until};
 
 use crate::{Case, kafka};
 
@@ -21,6 +21,7 @@ pub const CASES: &[Case] = &[
     Case::new("faults::leader_killed_and_restarted", leader_killed_and_restarted).kafka().alone(),
     Case::new("faults::broker_frozen_and_thawed", broker_frozen_and_thawed).kafka().alone(),
     Case::new("faults::gateway_killed_and_restarted", gateway_killed_and_restarted).kafka().alone(),
+    Case::new("faults::producers_that_fail_are_replaced", producers_that_fail_are_replaced).kafka().alone(),
     Case::new("faults::too_few_replicas_is_refused", too_few_replicas_is_refused).kafka().alone(),
 ];
 
@@ -39,9 +40,13 @@ struct Scene {
 
 impl Scene {
     fn open(what: &str) -> Self {
+        Self::open_on(what, Kateway::kafka(&kafka().bootstrap()))
+    }
+
+    fn open_on(what: &str, gateway: Builder) -> Self {
         let topic = Topic::fresh(what);
         kafka().admin().create_topic(&topic.in_kafka(), 3);
-        let gateway = Kateway::kafka(&kafka().bootstrap()).shards(2).start();
+        let gateway = gateway.shards(2).start();
         let ledger = Arc::new(Ledger::new(u64::from(gateway.pid())));
         let load = Load::start(&Plan::new(gateway.publish, &topic.appid, &topic.name), &ledger);
         let scene = Self { topic, gateway, ledger, load };
@@ -121,6 +126,23 @@ fn gateway_killed_and_restarted() {
 }
 
 /// With one in-sync replica left of two demanded, `ack=all` must fail rather than lie.
+/// Every producer gets a fatal error a second after it was made, as a broker that lost its state can give it: what was not sent is
+/// refused, what was under way is unknown, and the next producer goes on. The broken ones are destroyed.
+fn producers_that_fail_are_replaced() {
+    const RESTARTS: f64 = 10.0;
+    let gateway = Kateway::kafka(&kafka().bootstrap()).set("test.break_clients_ms", 1_000);
+    let scene = Scene::open_on("broken", gateway);
+    wait_until(AGAIN, "ten producers were replaced", || {
+        scene.gateway.scrape().sum("kateway_producer_restarts_total", &[]) >= RESTARTS
+    });
+    scene.wait_more(500);
+    // Of two cores, each with one in use and one that is going.
+    wait_until(AGAIN, "broken producers are gone", || process::threads_named(scene.gateway.pid(), "rdk:main") <= 4);
+    let (verdict, tally) = scene.close("producers broken");
+    verdict.assert_clean();
+    assert_only_expected(&tally);
+}
+
 fn too_few_replicas_is_refused() {
     let scene = Scene::open("replicas");
     let leader = leader_of_first_partition(&scene.topic);

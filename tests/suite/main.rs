@@ -43,6 +43,7 @@ mod metrics;
 mod partitioner;
 mod pipelining;
 mod publish_modes;
+mod rebalances;
 mod roundtrip;
 mod start;
 mod status;
@@ -102,6 +103,7 @@ const ALL: &[&[Case]] = &[
     partitioner::CASES,
     pipelining::CASES,
     publish_modes::CASES,
+    rebalances::CASES,
     roundtrip::CASES,
     start::CASES,
     status::CASES,

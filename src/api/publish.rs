@@ -116,6 +116,7 @@ impl Publish {
         let deadline = began + ctx.config.borrow().publish.deadline;
         let topic = self.topic(ctx, deadline).await?;
         let record = std::mem::take(&mut self.record);
+        let is_chosen_by_store = record.partition.is_none();
         timing.enqueued = Instant::now();
         let answer = if self.is_async || self.ack == Ack::None {
             data.backend.enqueue(&topic, record, self.ack).map(|()| queued_reply(stamp))
@@ -138,10 +139,13 @@ impl Publish {
                 Ok(reply)
             }
             Err(error) => {
-                if error == ProduceError::UnknownTopic {
+                // A partition the store itself chose is gone with its topic, or the topic is being made again.
+                let is_changing = is_chosen_by_store && error == ProduceError::UnknownPartition;
+                if is_changing || error == ProduceError::UnknownTopic {
                     // The snapshot is behind; the next publish looks again.
                     data.topics.forget(&topic);
                 }
+                let error = if is_changing { ProduceError::NotStored { reason: "UNKNOWN_PARTITION" } } else { error };
                 Err(reply::produce_failed(&error))
             }
         }

@@ -34,7 +34,7 @@ use crate::{
     config::resolve::Config,
     offload::Offload,
     readiness::Socket,
-    store::{Group, Reset, Topic, notify::Notify},
+    store::{Group, Partition, Reset, Topic, notify::Notify},
 };
 
 /// How long a client that could not be made, or that broke, waits for the next.
@@ -57,6 +57,9 @@ pub(super) struct Member {
     pub group: Rc<Group>,
     pub topic: CString,
     pub reset: Reset,
+    /// Partitions the topic had when the group was opened. Later ones are read from their beginning whatever `reset` says:
+    /// the group was there first.
+    pub partitions: Partition,
     pub around: Surroundings,
     is_over: Cell<bool>,
     over: Notify,
@@ -71,6 +74,7 @@ impl Member {
             group: Group::new(&topic.name, group_id, around.config.subscribe.leases_max),
             topic: topic_name(&topic.name),
             reset,
+            partitions: topic.partitions.get(),
             around,
             is_over: Cell::new(false),
             over: Notify::default(),

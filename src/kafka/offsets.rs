@@ -30,15 +30,15 @@ pub(super) enum AssignError {
     Refused(String),
 }
 
-/// Finds where each partition starts, splits its queue off, and answers the assignment. An empty one is answered too.
+/// Finds where each partition starts (`begin`: where nothing is committed), splits its queue off, and answers the assignment. An empty one is answered too.
 pub(super) fn assign(
     client: &Arc<Client>,
     topic: &CStr,
     partitions: &[Partition],
-    reset: Reset,
+    begin: impl Fn(Partition) -> Reset,
     timeout: Duration,
 ) -> Result<Vec<Start>, AssignError> {
-    let offsets = starts(client, topic, partitions, reset, timeout).map_err(AssignError::Offsets)?;
+    let offsets = starts(client, topic, partitions, begin, timeout).map_err(AssignError::Offsets)?;
     let mut found = Vec::with_capacity(offsets.len());
     for (partition, offset, is_chosen) in offsets {
         // Split before the assignment: from its first message on everything comes by this queue.
@@ -56,7 +56,7 @@ fn starts(
     client: &Client,
     topic: &CStr,
     partitions: &[Partition],
-    reset: Reset,
+    begin: impl Fn(Partition) -> Reset,
     timeout: Duration,
 ) -> Result<Vec<(Partition, Offset, bool)>, ErrorCode> {
     if partitions.is_empty() {
@@ -69,11 +69,11 @@ fn starts(
     }
     let (known, new): (Vec<_>, Vec<_>) = committed.entries().partition(|entry| entry.offset >= 0);
     let mut starts: Vec<_> = known.iter().map(|entry| (entry.partition, entry.offset, false)).collect();
-    if !new.is_empty() {
-        let end = match reset {
-            Reset::Oldest => End::Oldest,
-            Reset::Newest => End::Latest,
-        };
+    for (reset, end) in [(Reset::Oldest, End::Oldest), (Reset::Newest, End::Latest)] {
+        let new: Vec<_> = new.iter().filter(|entry| begin(entry.partition) == reset).collect();
+        if new.is_empty() {
+            continue;
+        }
         let mut ends = PartitionList::new(topic, new.iter().map(|entry| (entry.partition, 0)));
         client.offsets_at(end, &mut ends, timeout)?;
         for entry in ends.entries() {

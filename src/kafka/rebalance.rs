@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     offload::OffloadError,
-    store::{Offset, Partition},
+    store::{Offset, Partition, Reset},
 };
 
 /// Between two questions for offsets.
@@ -120,11 +120,13 @@ impl Answers {
         self.spawn(async move {
             while !this.is_over.get() {
                 let (client, topic, parts) = (Arc::clone(&this.client), this.member.topic.clone(), partitions.clone());
+                let known = this.member.partitions;
                 let (reset, timeout) = (this.member.reset, this.member.around.config.kafka.admin_timeout);
                 let is_read = !this.member.group.is_closing() && !this.is_overtaken(&partitions);
                 let call = move || {
                     if is_read {
-                        offsets::assign(&client, &topic, &parts, reset, timeout).map(Outcome::Assigned)
+                        let begin = |partition| if partition < known { reset } else { Reset::Oldest };
+                        offsets::assign(&client, &topic, &parts, begin, timeout).map(Outcome::Assigned)
                     } else {
                         offsets::assign_unread(&client, &topic, &parts).map(|()| Outcome::NotAssigned)
                     }

@@ -7,11 +7,11 @@
 use std::time::Duration;
 
 use futures_lite::future::block_on;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
-use rdkafka::error::KafkaResult;
+use rdkafka::error::{KafkaResult, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{Offset, TopicPartitionList};
 
@@ -60,19 +60,38 @@ impl Admin {
         let brokers = wait_for(CALL, "the cluster answers", || self.broker_count().ok());
         let replicas = i32::try_from(brokers.min(3)).expect("at most 3");
         let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(replicas));
-        let results = block_on(self.client.create_topics([&new], &options())).expect("CreateTopics is answered");
-        results
-            .into_iter()
-            .next()
-            .expect("one topic, one result")
-            .unwrap_or_else(|e| panic!("cannot create {topic}: {e:?}"));
-        // Each broker learns of it for itself, a little later, and the gateway may ask any of them.
+        // The controller may still be at work deleting its predecessor.
+        wait_until(CALL, format!("{topic} is made"), || {
+            let results = block_on(self.client.create_topics([&new], &options())).expect("CreateTopics is answered");
+            match results.into_iter().next().expect("one topic, one result") {
+                Ok(_) => true,
+                Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => false,
+                Err(error) => panic!("cannot create {topic}: {error:?}"),
+            }
+        });
+        self.wait_everywhere(&format!("the leaders of {topic}"), |witness| {
+            led_partitions(witness, topic) == usize::try_from(partitions).ok()
+        });
+    }
+
+    /// Grows `topic` to `partitions` and waits until each of them has a leader everywhere.
+    pub fn create_partitions(&self, topic: &str, partitions: usize) {
+        let grown = NewPartitions::new(topic, partitions);
+        let results =
+            block_on(self.client.create_partitions([&grown], &options())).expect("CreatePartitions is answered");
+        let result = results.into_iter().next().expect("one topic, one result");
+        result.unwrap_or_else(|e| panic!("cannot grow {topic}: {e:?}"));
+        self.wait_everywhere(&format!("{partitions} partitions of {topic}"), |witness| {
+            led_partitions(witness, topic) == Some(partitions)
+        });
+    }
+
+    /// Each broker learns of a change for itself, a little later, and the gateway may ask any of them.
+    fn wait_everywhere(&self, what: &str, is_known: impl Fn(&BaseConsumer) -> bool) {
         for broker in self.brokers.split(',') {
             let witness: BaseConsumer =
                 ClientConfig::new().set("bootstrap.servers", broker).create().expect("the configuration is valid");
-            wait_until(CALL, format!("{broker} knows the leaders of {topic}"), || {
-                led_partitions(&witness, topic) == usize::try_from(partitions).ok()
-            });
+            wait_until(CALL, format!("{broker} knows {what}"), || is_known(&witness));
         }
     }
 
@@ -87,8 +106,12 @@ impl Admin {
         wait_until(CALL, "the offsets topic is replicated", || self.fully_in_sync("__consumer_offsets"));
     }
 
+    /// Deletes `topic` and waits until every broker says that there is none.
     pub fn delete_topic(&self, topic: &str) {
-        block_on(self.client.delete_topics(&[topic], &options())).expect("DeleteTopics is answered");
+        let results = block_on(self.client.delete_topics(&[topic], &options())).expect("DeleteTopics is answered");
+        let result = results.into_iter().next().expect("one topic, one result");
+        result.unwrap_or_else(|e| panic!("cannot delete {topic}: {e:?}"));
+        self.wait_everywhere(&format!("that {topic} is gone"), |witness| is_absent(witness, topic));
     }
 
     /// The number of partitions that have a leader, or `None` while the topic is unknown.
@@ -150,6 +173,19 @@ impl Admin {
         self.committed(group, topic).iter().flatten().sum()
     }
 
+    /// Commits for a group without members.
+    pub fn commit(&self, group: &str, topic: &str, partition: i32, offset: i64) {
+        let probe: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", &self.brokers)
+            .set("group.id", group)
+            .set("log_level", "0")
+            .create()
+            .expect("the configuration is valid");
+        let mut offsets = TopicPartitionList::new();
+        offsets.add_partition_offset(topic, partition, Offset::Offset(offset)).expect("a legal offset");
+        wait_until(CALL, format!("{group} has committed"), || probe.commit(&offsets, CommitMode::Sync).is_ok());
+    }
+
     /// The members of a group, sorted.
     pub fn members(&self, group: &str) -> Vec<Member> {
         let list = self.consumer.fetch_group_list(Some(group), CALL).expect("DescribeGroups is answered");
@@ -185,6 +221,13 @@ fn led_partitions(client: &BaseConsumer, topic: &str) -> Option<usize> {
     let topic = metadata.topics().first()?;
     let led = topic.partitions().iter().filter(|p| p.leader() >= 0 && p.error().is_none()).count();
     (topic.error().is_none() && led > 0).then_some(led)
+}
+
+/// Whether a broker says that there is no such topic; silence does not count.
+fn is_absent(client: &BaseConsumer, topic: &str) -> bool {
+    let Ok(metadata) = client.fetch_metadata(Some(topic), CALL) else { return false };
+    let error = metadata.topics().first().and_then(rdkafka::metadata::MetadataTopic::error);
+    error.map(RDKafkaErrorCode::from) == Some(RDKafkaErrorCode::UnknownTopicOrPartition)
 }
 
 fn options() -> AdminOptions {

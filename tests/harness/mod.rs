@@ -29,4 +29,4 @@ pub mod topic;
 pub mod wait;
 pub mod zookeeper;
 
-pub use wait::wait_until;
+pub use wait::{wait_for, wait_until};

@@ -50,6 +50,7 @@ mod status;
 mod stores;
 mod subscribe_options;
 mod topic_names;
+mod topics;
 
 /// Trials at a time. They mostly wait, for Kafka and for each other.
 const THREADS: usize = 4;
@@ -110,6 +111,7 @@ const ALL: &[&[Case]] = &[
     stores::CASES,
     subscribe_options::CASES,
     topic_names::CASES,
+    topics::CASES,
 ];
 
 static CLUSTER: OnceLock<Cluster> = OnceLock::new();

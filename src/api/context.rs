@@ -213,13 +213,16 @@ impl Context {
         if !refresh.running.replace(true) {
             glommio::spawn_local(Rc::clone(self).refresh_rounds()).detach();
         }
-        while refresh.ended.get() < wanted {
-            refresh.bell.wait().await;
+        // A round that need not wait has ended already: glommio runs a new task at once.
+        loop {
             if let Some(found) = found() {
                 return Ok(Some(found));
             }
+            if refresh.ended.get() >= wanted {
+                return refresh.outcome.borrow().clone().map(|()| None);
+            }
+            refresh.bell.wait().await;
         }
-        refresh.outcome.borrow().clone().map(|()| None)
     }
 
     async fn refresh_rounds(self: Rc<Self>) {

@@ -30,7 +30,8 @@ pub(super) enum AssignError {
     Refused(String),
 }
 
-/// Finds where each partition starts (`begin`: where nothing is committed), splits its queue off, and answers the assignment. An empty one is answered too.
+/// Finds where each partition starts (`begin`: where nothing is committed), splits its queue off, and answers the assignment.
+/// An empty one is answered too.
 pub(super) fn assign(
     client: &Arc<Client>,
     topic: &CStr,

@@ -286,6 +286,8 @@ fn body_cut_short_stores_nothing() {
         format!("{head}Transfer-Encoding: chunked\r\n\r\n5\r\nhel"),
         format!("{head}Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n"),
     ];
+    // The management thread opens its descriptors after the ready line; once it answers they are there.
+    gateway.status();
     let before = gateway.open_fds();
     for bytes in &cut {
         let mut stream = TcpStream::connect(gateway.publish).expect("the gateway accepts");

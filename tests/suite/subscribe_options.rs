@@ -124,6 +124,12 @@ fn one_filter_at_a_time() {
     let (gateway, topic) = on_memory();
     publish(&gateway, &topic, numbered(0..1));
     gateway.subscribe(&topic.read("g", "wait=5s")).expect(200);
+    // The answer is settled a moment after the client has it; while something is leased the filter cannot change.
+    wait_until(Duration::from_secs(5), "the message is acknowledged", || {
+        gateway.status()["groups"][0]["partitions"]
+            .as_array()
+            .is_some_and(|partitions| partitions.iter().all(|partition| partition["leased"] == 0))
+    });
     let mut waiting = gateway.subscriber();
     waiting.send(&topic.read("g", "wait=5s").header("X-Tag", "a").bytes()).expect("sent");
     wait_until(Duration::from_secs(5), "a reader with a filter is active", || {

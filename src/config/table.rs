@@ -308,7 +308,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         path: "kafka.session_timeout_ms",
-        kind: Kind::Int { min: 6_000, max: 1_800_000 },
+        kind: Kind::Int { min: 1_000, max: 1_800_000 },
         default: Preset::Int(6_000),
         doc: "Milliseconds after which Kafka gives a dead gateway's partitions to another. Within the brokers' \
               `group.min.session.timeout.ms` and `group.max.session.timeout.ms`.",

@@ -116,7 +116,6 @@ impl Publish {
         let deadline = began + ctx.config.borrow().publish.deadline;
         let topic = self.topic(ctx, deadline).await?;
         let record = std::mem::take(&mut self.record);
-        let is_chosen_by_store = record.partition.is_none();
         timing.enqueued = Instant::now();
         let answer = if self.is_async || self.ack == Ack::None {
             data.backend.enqueue(&topic, record, self.ack).map(|()| queued_reply(stamp))
@@ -139,8 +138,9 @@ impl Publish {
                 Ok(reply)
             }
             Err(error) => {
-                // A partition the store itself chose is gone with its topic, or the topic is being made again.
-                let is_changing = is_chosen_by_store && error == ProduceError::UnknownPartition;
+                // The number was checked against the snapshot: the topic goes, is made again, or has grown since the
+                // producer last looked.
+                let is_changing = error == ProduceError::UnknownPartition;
                 if is_changing || error == ProduceError::UnknownTopic {
                     // The snapshot is behind; the next publish looks again.
                     data.topics.forget(&topic);

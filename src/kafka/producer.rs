@@ -116,10 +116,10 @@ impl Producer {
             return ProduceError::QueueFull { queued_bytes: pipe.outbox.borrow().lent().1 };
         }
         match refusal(code) {
-            Some(ProduceError::UnknownTopic) => {
+            Some(unknown @ (ProduceError::UnknownTopic | ProduceError::UnknownPartition)) => {
                 self.stats.unknown_topic.one();
                 self.ask_again(pipe, topic);
-                ProduceError::UnknownTopic
+                unknown
             }
             Some(refused) => {
                 self.stats.enqueue_failed.one();
@@ -135,8 +135,8 @@ impl Producer {
         }
     }
 
-    /// A topic may have been made since librdkafka learnt that it is not there; by itself it would look again only at the
-    /// next refresh. One question for one topic is cheap; [`ASK_AGAIN`] bounds how many there are.
+    /// A topic may have been made, or have grown, since librdkafka last looked; by itself it would look again only at the next
+    /// refresh. One question for one topic is cheap; [`ASK_AGAIN`] bounds how many there are.
     fn ask_again(&self, pipe: &Pipe, topic: &Topic) {
         let now = Instant::now();
         if self.asked_at.get().is_some_and(|at| now.saturating_duration_since(at) < ASK_AGAIN) {

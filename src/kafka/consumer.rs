@@ -22,8 +22,8 @@ use futures_lite::{AsyncReadExt, future};
 use glommio::Task;
 
 use super::{
-    native::{Client, Kind},
-    options,
+    native::{Client, Kind, PartitionList},
+    offsets, options,
     pump::Pump,
     reach::Reach,
     rebalance::COMMIT_MAX,
@@ -34,7 +34,7 @@ use crate::{
     config::resolve::Config,
     offload::Offload,
     readiness::Socket,
-    store::{Group, Partition, Reset, Topic, notify::Notify},
+    store::{Group, Offset, Partition, Reset, Topic, notify::Notify},
 };
 
 /// How long a client that could not be made, or that broke, waits for the next.
@@ -57,9 +57,9 @@ pub(super) struct Member {
     pub group: Rc<Group>,
     pub topic: CString,
     pub reset: Reset,
-    /// Partitions the topic had when the group was opened. Later ones are read from their beginning whatever `reset` says:
-    /// the group was there first.
-    pub partitions: Partition,
+    /// Partitions the topic had when the group began, as far as is known here. Later ones are read from their beginning
+    /// whatever `reset` says: the group was there first.
+    pub first_partitions: Cell<Partition>,
     pub around: Surroundings,
     is_over: Cell<bool>,
     over: Notify,
@@ -74,7 +74,7 @@ impl Member {
             group: Group::new(&topic.name, group_id, around.config.subscribe.leases_max),
             topic: topic_name(&topic.name),
             reset,
-            partitions: topic.partitions.get(),
+            first_partitions: topic.partitions.clone(),
             around,
             is_over: Cell::new(false),
             over: Notify::default(),
@@ -166,6 +166,11 @@ impl Member {
 // === trouble ===
 
 impl Member {
+    /// What is to be committed, in librdkafka's form.
+    pub fn commits(&self, ends: &[(Partition, Offset)]) -> PartitionList {
+        offsets::commits(&self.topic, ends.iter().copied(), self.first_partitions.get())
+    }
+
     /// Something that should work does not, at the moment.
     pub fn trouble(&self, reason: &str) {
         self.around.stats.errors.one();

@@ -2,6 +2,9 @@
 //!
 //! Invariants: partitions are assigned at explicit offsets only, the committed one or the end the group asked for; what is
 //! committed at a revocation is committed before the partition is given up, and nothing is committed of a lost assignment.
+//!
+//! A group that asked for the newest does so for the partitions there were when it began. Which those are is noted beside every
+//! commit, because the next gateway to open the group would otherwise skip what was written to a partition added since.
 
 use std::{ffi::CStr, sync::Arc, time::Duration};
 
@@ -21,6 +24,14 @@ pub(super) struct Start {
     pub queue: Queue,
 }
 
+/// An answered assignment.
+#[derive(Debug)]
+pub(super) struct Assigned {
+    pub starts: Vec<Start>,
+    /// How many partitions the topic had when the group began.
+    pub first_partitions: Partition,
+}
+
 /// Why an assignment could not be answered.
 #[derive(Debug)]
 pub(super) enum AssignError {
@@ -30,16 +41,18 @@ pub(super) enum AssignError {
     Refused(String),
 }
 
-/// Finds where each partition starts (`begin`: where nothing is committed), splits its queue off, and answers the assignment.
-/// An empty one is answered too.
+/// Finds where each partition starts, splits its queue off, and answers the assignment. An empty one is answered too.
+/// `reset` is for partitions without a commit among the first; `first_partitions` are these as long as no commit says.
 pub(super) fn assign(
     client: &Arc<Client>,
     topic: &CStr,
     partitions: &[Partition],
-    begin: impl Fn(Partition) -> Reset,
+    reset: Reset,
+    first_partitions: Partition,
     timeout: Duration,
-) -> Result<Vec<Start>, AssignError> {
-    let offsets = starts(client, topic, partitions, begin, timeout).map_err(AssignError::Offsets)?;
+) -> Result<Assigned, AssignError> {
+    let found = starts(client, topic, partitions, reset, first_partitions, timeout);
+    let (offsets, first_partitions) = found.map_err(AssignError::Offsets)?;
     let mut found = Vec::with_capacity(offsets.len());
     for (partition, offset, is_chosen) in offsets {
         // Split before the assignment: from its first message on everything comes by this queue.
@@ -50,26 +63,35 @@ pub(super) fn assign(
     }
     let list = PartitionList::new(topic, found.iter().map(|start| (start.partition, start.offset)));
     client.assign(&list).map_err(AssignError::Refused)?;
-    Ok(found)
+    Ok(Assigned { starts: found, first_partitions })
 }
+
+/// A partition, where it starts, and whether that was chosen here.
+type Begin = (Partition, Offset, bool);
 
 fn starts(
     client: &Client,
     topic: &CStr,
     partitions: &[Partition],
-    begin: impl Fn(Partition) -> Reset,
+    reset: Reset,
+    first_partitions: Partition,
     timeout: Duration,
-) -> Result<Vec<(Partition, Offset, bool)>, ErrorCode> {
+) -> Result<(Vec<Begin>, Partition), ErrorCode> {
     if partitions.is_empty() {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), first_partitions));
     }
-    let mut committed = PartitionList::new(topic, partitions.iter().map(|p| (*p, 0)));
+    // Also what others of the group have committed: for the note.
+    let others = (0..first_partitions).filter(|partition| !partitions.contains(partition));
+    let mut committed = PartitionList::new(topic, partitions.iter().copied().chain(others).map(|p| (p, 0)));
     client.committed(&mut committed, timeout)?;
-    if let Some(failed) = committed.entries().find(|entry| !entry.code.is_ok()) {
+    let first_partitions = committed.notes().filter_map(read_note).min().unwrap_or(first_partitions);
+    let ours: Vec<_> = committed.entries().take(partitions.len()).collect();
+    if let Some(failed) = ours.iter().find(|entry| !entry.code.is_ok()) {
         return Err(failed.code);
     }
-    let (known, new): (Vec<_>, Vec<_>) = committed.entries().partition(|entry| entry.offset >= 0);
+    let (known, new): (Vec<_>, Vec<_>) = ours.into_iter().partition(|entry| entry.offset >= 0);
     let mut starts: Vec<_> = known.iter().map(|entry| (entry.partition, entry.offset, false)).collect();
+    let begin = |partition| if partition < first_partitions { reset } else { Reset::Oldest };
     for (reset, end) in [(Reset::Oldest, End::Oldest), (Reset::Newest, End::Latest)] {
         let new: Vec<_> = new.iter().filter(|entry| begin(entry.partition) == reset).collect();
         if new.is_empty() {
@@ -84,7 +106,23 @@ fn starts(
             starts.push((entry.partition, entry.offset.max(0), true));
         }
     }
-    Ok(starts)
+    Ok((starts, first_partitions))
+}
+
+const NOTE: &str = "kateway first_partitions=";
+
+fn read_note(note: &[u8]) -> Option<Partition> {
+    let count = std::str::from_utf8(note).ok()?.strip_prefix(NOTE)?.parse().ok()?;
+    (count > 0).then_some(count)
+}
+
+/// What is to be committed, with the note.
+pub(super) fn commits(
+    topic: &CStr,
+    ends: impl IntoIterator<Item = (Partition, Offset)>,
+    first_partitions: Partition,
+) -> PartitionList {
+    PartitionList::new(topic, ends).with_note(&format!("{NOTE}{first_partitions}"))
 }
 
 /// Answers an assignment nobody will read: where it starts is left to librdkafka, and its messages have no queue of their own.
@@ -94,16 +132,31 @@ pub(super) fn assign_unread(client: &Client, topic: &CStr, partitions: &[Partiti
 }
 
 /// Commits, and waits for what the broker says.
-pub(super) fn commit(
-    client: &Arc<Client>,
-    topic: &CStr,
-    ends: &[(Partition, Offset)],
-    timeout: Duration,
-) -> Result<(), ErrorCode> {
-    client.commit_and_wait(&PartitionList::new(topic, ends.iter().copied()), timeout)
+pub(super) fn commit(client: &Arc<Client>, commits: &PartitionList, timeout: Duration) -> Result<(), ErrorCode> {
+    client.commit_and_wait(commits, timeout)
 }
 
 /// Answers a revocation.
 pub(super) fn unassign(client: &Client, topic: &CStr, partitions: &[Partition]) -> Result<(), String> {
     client.unassign(&PartitionList::new(topic, partitions.iter().map(|p| (*p, OFFSET_UNKNOWN))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_is_read_as_it_was_written() {
+        let list = commits(c"t", [(0, 5), (7, 9)], 12);
+        assert_eq!(list.notes().map(read_note).collect::<Vec<_>>(), [Some(12), Some(12)]);
+        let silent = PartitionList::new(c"t", [(0, 5)]);
+        assert_eq!(silent.notes().map(read_note).collect::<Vec<_>>(), [None]);
+    }
+
+    #[test]
+    fn notes_of_others_say_nothing() {
+        for note in [&b""[..], b"4", b"kateway first_partitions=", b"kateway first_partitions=-4", b"\xff\0"] {
+            assert_eq!(read_note(note), None, "{note:?}");
+        }
+    }
 }

@@ -17,7 +17,7 @@ use super::{
     consumer::{Member, leave_by},
     delivery::log_line,
     native::{Client, ErrorCode, Event, Fetched, PartitionList, Queue},
-    offsets::Start,
+    offsets::{Assigned, Start},
     rebalance::{Answers, Outcome, Rebalance},
 };
 use crate::{
@@ -186,7 +186,10 @@ impl Pump {
     fn take_outcome(&mut self, outcome: Outcome) {
         let group = &self.member.group;
         match outcome {
-            Outcome::Assigned(starts) => self.take_partitions(starts),
+            Outcome::Assigned(Assigned { starts, first_partitions }) => {
+                self.member.first_partitions.set(first_partitions);
+                self.take_partitions(starts);
+            }
             Outcome::NotAssigned => {}
             Outcome::Refused(text) => {
                 self.member.around.stats.errors.one();
@@ -343,7 +346,7 @@ impl Pump {
         if ends.is_empty() {
             return;
         }
-        let list = PartitionList::new(&self.member.topic, ends.iter().copied());
+        let list = self.member.commits(&ends);
         self.commit_due = now + self.member.around.config.subscribe.commit_interval;
         match self.client.commit_to(&self.queue, &list) {
             Ok(()) => self.committing = Some(Committing { since: now, partitions: list.partitions() }),

@@ -17,11 +17,11 @@ use std::{
 use super::{
     consumer::Member,
     native::Client,
-    offsets::{self, AssignError, Start},
+    offsets::{self, AssignError, Assigned},
 };
 use crate::{
     offload::OffloadError,
-    store::{Offset, Partition, Reset},
+    store::{Offset, Partition},
 };
 
 /// Between two questions for offsets.
@@ -43,7 +43,7 @@ pub(super) enum Rebalance {
 /// What came of an answer.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    Assigned(Vec<Start>),
+    Assigned(Assigned),
     /// The group closes or its revocation waits: nothing of it is to be read.
     NotAssigned,
     /// These ends were committed, or were not.
@@ -120,13 +120,13 @@ impl Answers {
         self.spawn(async move {
             while !this.is_over.get() {
                 let (client, topic, parts) = (Arc::clone(&this.client), this.member.topic.clone(), partitions.clone());
-                let known = this.member.partitions;
+                let first_partitions = this.member.first_partitions.get();
                 let (reset, timeout) = (this.member.reset, this.member.around.config.kafka.admin_timeout);
                 let is_read = !this.member.group.is_closing() && !this.is_overtaken(&partitions);
                 let call = move || {
                     if is_read {
-                        let begin = |partition| if partition < known { reset } else { Reset::Oldest };
-                        offsets::assign(&client, &topic, &parts, begin, timeout).map(Outcome::Assigned)
+                        let assigned = offsets::assign(&client, &topic, &parts, reset, first_partitions, timeout);
+                        assigned.map(Outcome::Assigned)
                     } else {
                         offsets::assign_unread(&client, &topic, &parts).map(|()| Outcome::NotAssigned)
                     }
@@ -167,8 +167,8 @@ impl Answers {
         if ends.is_empty() {
             return true;
         }
-        let (client, topic, ends) = (Arc::clone(&self.client), self.member.topic.clone(), ends.to_vec());
-        let committed = self.call(move || offsets::commit(&client, &topic, &ends, COMMIT_MAX)).await;
+        let (client, commits) = (Arc::clone(&self.client), self.member.commits(ends));
+        let committed = self.call(move || offsets::commit(&client, &commits, COMMIT_MAX)).await;
         if let Ok(Err(code)) = &committed {
             let group = &self.member.group.group_id;
             tracing::warn!(group, error = code.name(), "commit before giving up failed");

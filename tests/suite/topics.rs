@@ -22,6 +22,7 @@ pub const CASES: &[Case] = &[
     Case::new("topics::partitions_grow", partitions_grow).kafka(),
     Case::new("topics::partitions_grow_for_newest", partitions_grow_for_newest).kafka(),
     Case::new("topics::new_partition_is_published_to_at_once", new_partition_is_published_to_at_once).kafka(),
+    Case::new("topics::partitions_grow_while_nobody_reads", partitions_grow_while_nobody_reads).kafka(),
     Case::new("topics::recreated_topic", recreated_topic).kafka(),
     Case::new("topics::recreated_topic_keeps_old_commits", recreated_topic_keeps_old_commits).kafka(),
     Case::new("topics::names_that_collide", names_that_collide).kafka(),
@@ -130,6 +131,34 @@ fn new_partition_is_published_to_at_once() {
     assert!(before.iter().all(|code| [40009, 50301].contains(code)), "{before:?}");
     let refused = publish(5);
     assert_eq!(problem::check(&refused, 400).code, 40009);
+}
+
+/// The gateway that opens the group next has never seen the topic smaller, and the group has nothing committed in what was added.
+fn partitions_grow_while_nobody_reads() {
+    const QUERY: &str = "reset=newest&batch=100&wait=1s";
+    let admin = kafka().admin();
+    let topic = Topic::fresh("grown");
+    admin.create_topic(&topic.in_kafka(), 2);
+    admin.produce(&topic.in_kafka(), 2, (0..10).map(|n| format!("before the group {n}").into_bytes()));
+    let mut first = Kateway::kafka(&kafka().bootstrap()).start();
+    wait_until(SOON, "the group stands at the end", || {
+        assert_eq!(read(&first, &topic, QUERY), [""; 0]);
+        admin.committed_sum(&topic.group_in_kafka("g"), &topic.in_kafka()) == 10
+    });
+    assert!(first.terminate(SOON).success());
+
+    admin.create_partitions(&topic.in_kafka(), 5);
+    let expected: BTreeSet<String> = (0..50).map(|n| format!("meanwhile {n}")).collect();
+    admin.produce(&topic.in_kafka(), 5, expected.iter().map(|text| text.clone().into_bytes()));
+    let second = Kateway::kafka(&kafka().bootstrap()).start();
+    let mut seen = Vec::new();
+    read_until(&second, &topic, QUERY, &expected, &mut seen);
+    assert_eq!(seen.len(), expected.len(), "nothing comes twice: {seen:?}");
+    wait_until(SOON, "all of it is committed", || {
+        admin.committed_sum(&topic.group_in_kafka("g"), &topic.in_kafka()) == 60
+    });
+    // A group that begins now asks for the end of all five.
+    assert_eq!(second.subscribe(&topic.read("other", QUERY)).status, 204);
 }
 
 /// Publishes a message of its own to `partition`, and adds it to `stored` if it was.

@@ -65,6 +65,26 @@ impl PartitionList {
         })
     }
 
+    /// The same, with `note` to be committed beside each offset (Kafka's commit metadata, an arbitrary text).
+    pub fn with_note(self, note: &str) -> Self {
+        // SAFETY: a new list, so there is nothing to free; it frees what librdkafka's own allocator gave (which is never null).
+        self.elements().for_each(|e| unsafe {
+            let copy = rd::rd_kafka_mem_malloc(ptr::null_mut(), note.len().max(1));
+            ptr::copy_nonoverlapping(note.as_ptr(), copy.cast(), note.len());
+            (*e).metadata = copy;
+            (*e).metadata_size = note.len();
+        });
+        self
+    }
+
+    /// What was committed beside the offsets; empty where there is none.
+    pub fn notes(&self) -> impl Iterator<Item = &[u8]> {
+        // SAFETY: librdkafka keeps size and pointer together; the list outlives what is borrowed.
+        self.elements().map(|e| unsafe {
+            if (*e).metadata.is_null() { &[] } else { slice::from_raw_parts((*e).metadata.cast(), (*e).metadata_size) }
+        })
+    }
+
     pub fn partitions(&self) -> Vec<Partition> {
         self.entries().map(|e| e.partition).collect()
     }

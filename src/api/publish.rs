@@ -116,6 +116,7 @@ impl Publish {
         let deadline = began + ctx.config.borrow().publish.deadline;
         let topic = self.topic(ctx, deadline).await?;
         let record = std::mem::take(&mut self.record);
+        let is_chosen_by_store = record.partition.is_none();
         timing.enqueued = Instant::now();
         let answer = if self.is_async || self.ack == Ack::None {
             data.backend.enqueue(&topic, record, self.ack).map(|()| queued_reply(stamp))
@@ -141,8 +142,9 @@ impl Publish {
                 // The number was checked against the snapshot: the topic goes, is made again, or has grown since the
                 // producer last looked.
                 let is_changing = error == ProduceError::UnknownPartition;
-                if is_changing || error == ProduceError::UnknownTopic {
-                    // The snapshot is behind; the next publish looks again.
+                if is_changing && is_chosen_by_store || error == ProduceError::UnknownTopic {
+                    // The snapshot is behind; the next publish looks again. With a partition that was asked for it is rather
+                    // the producer, and others who rely on the snapshot must not pay for that.
                     data.topics.forget(&topic);
                 }
                 let error = if is_changing { ProduceError::NotStored { reason: "UNKNOWN_PARTITION" } } else { error };

@@ -139,15 +139,20 @@ impl Publish {
                 Ok(reply)
             }
             Err(error) => {
-                // The number was checked against the snapshot: the topic goes, is made again, or has grown since the
-                // producer last looked.
-                let is_changing = error == ProduceError::UnknownPartition;
-                if is_changing && is_chosen_by_store || error == ProduceError::UnknownTopic {
-                    // The snapshot is behind; the next publish looks again. With a partition that was asked for it is rather
-                    // the producer, and others who rely on the snapshot must not pay for that.
+                let (is_snapshot_behind, error) = match error {
+                    ProduceError::UnknownTopic => (true, error),
+                    // The number was checked against the snapshot: the topic goes, is made again, or has grown. When it was
+                    // asked for it is rather the producer that is behind, and others who rely on the snapshot must not
+                    // pay for that.
+                    ProduceError::UnknownPartition => {
+                        (is_chosen_by_store, ProduceError::NotStored { reason: "UNKNOWN_PARTITION" })
+                    }
+                    error => (false, error),
+                };
+                if is_snapshot_behind {
+                    // The next publish looks again.
                     data.topics.forget(&topic);
                 }
-                let error = if is_changing { ProduceError::NotStored { reason: "UNKNOWN_PARTITION" } } else { error };
                 Err(reply::produce_failed(&error))
             }
         }

@@ -161,16 +161,16 @@ impl Member {
     pub fn abandon(&self) {
         self.task.replace(None);
     }
+
+    /// What is to be committed, in librdkafka's form.
+    pub fn commits(&self, ends: &[(Partition, Offset)]) -> PartitionList {
+        offsets::commits(&self.topic, ends, self.first_partitions.get())
+    }
 }
 
 // === trouble ===
 
 impl Member {
-    /// What is to be committed, in librdkafka's form.
-    pub fn commits(&self, ends: &[(Partition, Offset)]) -> PartitionList {
-        offsets::commits(&self.topic, ends.iter().copied(), self.first_partitions.get())
-    }
-
     /// Something that should work does not, at the moment.
     pub fn trouble(&self, reason: &str) {
         self.around.stats.errors.one();

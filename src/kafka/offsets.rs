@@ -117,23 +117,14 @@ fn read_note(note: &[u8]) -> Option<Partition> {
 }
 
 /// What is to be committed, with the note.
-pub(super) fn commits(
-    topic: &CStr,
-    ends: impl IntoIterator<Item = (Partition, Offset)>,
-    first_partitions: Partition,
-) -> PartitionList {
-    PartitionList::new(topic, ends).with_note(&format!("{NOTE}{first_partitions}"))
+pub(super) fn commits(topic: &CStr, ends: &[(Partition, Offset)], first_partitions: Partition) -> PartitionList {
+    PartitionList::new(topic, ends.iter().copied()).with_note(&format!("{NOTE}{first_partitions}"))
 }
 
 /// Answers an assignment nobody will read: where it starts is left to librdkafka, and its messages have no queue of their own.
 pub(super) fn assign_unread(client: &Client, topic: &CStr, partitions: &[Partition]) -> Result<(), AssignError> {
     let list = PartitionList::new(topic, partitions.iter().map(|p| (*p, OFFSET_UNKNOWN)));
     client.assign(&list).map_err(AssignError::Refused)
-}
-
-/// Commits, and waits for what the broker says.
-pub(super) fn commit(client: &Arc<Client>, commits: &PartitionList, timeout: Duration) -> Result<(), ErrorCode> {
-    client.commit_and_wait(commits, timeout)
 }
 
 /// Answers a revocation.
@@ -147,7 +138,7 @@ mod tests {
 
     #[test]
     fn a_note_is_read_as_it_was_written() {
-        let list = commits(c"t", [(0, 5), (7, 9)], 12);
+        let list = commits(c"t", &[(0, 5), (7, 9)], 12);
         assert_eq!(list.notes().map(read_note).collect::<Vec<_>>(), [Some(12), Some(12)]);
         let silent = PartitionList::new(c"t", [(0, 5)]);
         assert_eq!(silent.notes().map(read_note).collect::<Vec<_>>(), [None]);

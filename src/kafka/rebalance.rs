@@ -168,7 +168,7 @@ impl Answers {
             return true;
         }
         let (client, commits) = (Arc::clone(&self.client), self.member.commits(ends));
-        let committed = self.call(move || offsets::commit(&client, &commits, COMMIT_MAX)).await;
+        let committed = self.call(move || client.commit_and_wait(&commits, COMMIT_MAX)).await;
         if let Ok(Err(code)) = &committed {
             let group = &self.member.group.group_id;
             tracing::warn!(group, error = code.name(), "commit before giving up failed");

@@ -7,7 +7,10 @@
 use std::{
     io::{self, Write},
     net::SocketAddr,
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        mpsc::{self, RecvTimeoutError},
+    },
     time::Duration,
 };
 
@@ -80,6 +83,7 @@ pub fn run(sources: Sources) -> Result<(), StartError> {
             tracing::warn!(%error, ?resource, "the limit stays as it is");
         }
     }
+    doctor::locked_memory_suffices().map_err(StartError::Host)?;
     let shards = config.shard.count;
     let (data_sockets, man_socket, addrs) = bind(&config)?;
     let offload = Offload::start(limits::OFFLOAD_THREADS + shards).map_err(StartError::Spawn)?;
@@ -209,6 +213,9 @@ fn announce(config: &Config) {
     if let Some(after) = config.test.break_clients {
         tracing::warn!(?after, "test.break_clients_ms: every Kafka client fails for good");
     }
+    if let Some(topic) = &config.test.panic_topic {
+        tracing::warn!(topic, "test.panic_topic: requests for it panic");
+    }
 }
 
 fn start_cores(parts: &Parts, sockets: Vec<Sockets>, kicks: &[Arc<Kick>]) -> Result<Vec<CoreHandle>, StartError> {
@@ -227,6 +234,7 @@ fn start_cores(parts: &Parts, sockets: Vec<Sockets>, kicks: &[Arc<Kick>]) -> Res
             let made = Shard::new(ctx, sockets, kick);
             // The start may have been given up meanwhile.
             let _ = up.send(made.as_ref().map(|_| ()).map_err(|error| io::Error::new(error.kind(), error.to_string())));
+            drop(up);
             if let Ok(shard) = made {
                 shard.run().await;
             }
@@ -236,8 +244,13 @@ fn start_cores(parts: &Parts, sockets: Vec<Sockets>, kicks: &[Arc<Kick>]) -> Res
         let handle = builder(placement, &thread_name(ShardId(n))).spawn(core).map_err(spawn_error)?;
         handles.push(handle);
     }
+    drop(up);
     for _ in 0..config.count {
-        let up = came_up.recv_timeout(CORE_START_WITHIN).unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        let up = came_up.recv_timeout(CORE_START_WITHIN).unwrap_or_else(|missing| match missing {
+            RecvTimeoutError::Timeout => Err(io::ErrorKind::TimedOut.into()),
+            // glommio gives the reason to whoever joins the thread, and which one that is is not known here.
+            RecvTimeoutError::Disconnected => Err(io::Error::other("`kateway doctor` may say what it lacks")),
+        });
         up.map_err(StartError::Spawn)?;
     }
     Ok(handles)

@@ -76,7 +76,6 @@ codes! {
     NOT_STORED 50301 "not-stored" "Not stored" true "Kafka did not store the message, for sure; it may be sent again."
     UNAVAILABLE 50302 "cluster-unavailable" "Kafka cluster unavailable" true "No broker answered; try again after Retry-After."
     CONNECTION_LIMIT 50303 "connection-limit" "Too many connections" true "This core has as many connections as it takes."
-    DRAINING 50304 "draining" "Draining" true "The gateway is going away; use another."
     CORE_BUSY 50305 "core-busy" "Core busy" true "Another core of the gateway did not answer in time or has a full inbox."
     STARTING 50306 "not-ready" "Not ready" true "The gateway is starting, draining, or reaches no cluster."
     OUTCOME_UNKNOWN 50400 "outcome-unknown" "Outcome unknown" true "The message may have been stored; sending it again may duplicate it."

@@ -164,6 +164,8 @@ impl Context {
         if let Some(topic) = data.topics.get(name) {
             return Ok(topic);
         }
+        let panics = self.config.borrow().test.panic_topic.as_deref() == Some(name);
+        assert!(!panics, "test.panic_topic is looked up");
         if matches!(data.backend, Backend::Null(_)) {
             return data.topics.put(name, NULL_PARTITIONS).ok_or_else(too_many_topics);
         }
@@ -207,12 +209,7 @@ impl Context {
         found: impl Fn() -> Option<T>,
     ) -> Result<Option<T>, Problem> {
         let refresh = &data.refresh;
-        // A round under way may have listed before our topic came: wait for one that starts later.
-        let wanted = refresh.ended.get() + 1 + u64::from(refresh.listing.get());
-        refresh.wanted.set(refresh.wanted.get().max(wanted));
-        if !refresh.running.replace(true) {
-            glommio::spawn_local(Rc::clone(self).refresh_rounds()).detach();
-        }
+        let wanted = self.want_refresh(data);
         // A round that need not wait has ended already: glommio runs a new task at once.
         loop {
             if let Some(found) = found() {
@@ -223,6 +220,18 @@ impl Context {
             }
             refresh.bell.wait().await;
         }
+    }
+
+    /// Has the snapshot brought up to date without waiting for it. Gives the round that will have done so.
+    pub fn want_refresh(self: &Rc<Self>, data: &DataPlane) -> u64 {
+        let refresh = &data.refresh;
+        // A round under way may have listed before our topic came: wait for one that starts later.
+        let wanted = refresh.ended.get() + 1 + u64::from(refresh.listing.get());
+        refresh.wanted.set(refresh.wanted.get().max(wanted));
+        if !refresh.running.replace(true) {
+            glommio::spawn_local(Rc::clone(self).refresh_rounds()).detach();
+        }
+        wanted
     }
 
     async fn refresh_rounds(self: Rc<Self>) {

@@ -22,10 +22,14 @@ pub enum Format {
 }
 
 impl Format {
-    /// By `Accept`; frames unless NDJSON is named.
-    pub fn by_accept(accept: Option<&[u8]>) -> Self {
-        let is_ndjson = accept.is_some_and(|a| memchr::memmem::find(a, b"application/x-ndjson").is_some());
-        if is_ndjson { Self::Ndjson } else { Self::Frames }
+    /// By `Accept`; frames unless NDJSON is named. `None`: only what is not built yet is named.
+    pub fn by_accept(accept: Option<&[u8]>) -> Option<Self> {
+        let names = |media_type: &str| accept.is_some_and(|a| memchr::memmem::find(a, media_type.as_bytes()).is_some());
+        if names("application/x-ndjson") {
+            return Some(Self::Ndjson);
+        }
+        let is_sse_alone = names("text/event-stream") && !names("application/octet-stream") && !names("*/*");
+        (!is_sse_alone).then_some(Self::Frames)
     }
 
     pub fn content_type(self) -> &'static str {

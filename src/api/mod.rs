@@ -134,8 +134,7 @@ fn route(ctx: &Rc<Context>, head: &Head<'_>, roles: Roles) -> Routed {
         [b"v1", b"msgs", topic, ver] if roles.publish => {
             let planned = || {
                 check_method(head, &[Method::Post], "POST")?;
-                let appid = admit::appid(head)?;
-                Publish::plan(ctx, head, appid, topic, ver).map(Action::Publish)
+                Publish::plan(ctx, head, topic, ver).map(Action::Publish)
             };
             (Route::Publish, planned())
         }

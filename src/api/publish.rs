@@ -59,8 +59,9 @@ pub struct Timing {
 
 impl Publish {
     /// Reads everything but the body. The order of the checks is the contract's.
-    pub fn plan(ctx: &Rc<Context>, head: &Head<'_>, appid: &str, topic: &[u8], ver: &[u8]) -> Result<Self, Problem> {
+    pub fn plan(ctx: &Rc<Context>, head: &Head<'_>, topic: &[u8], ver: &[u8]) -> Result<Self, Problem> {
         let inflight = Inflight::admit(ctx)?;
+        let appid = super::admit::appid(head)?;
         let (topic, ver) = super::admit::topic_names(topic, ver)?;
         let query = Query::parse(head.query, PARAMETERS)?;
         let bytes_max = ctx.config.borrow().publish.message_bytes_max;
@@ -139,20 +140,23 @@ impl Publish {
                 Ok(reply)
             }
             Err(error) => {
-                let (is_snapshot_behind, error) = match error {
-                    ProduceError::UnknownTopic => (true, error),
-                    // The number was checked against the snapshot: the topic goes, is made again, or has grown. When it was
-                    // asked for it is rather the producer that is behind, and others who rely on the snapshot must not
-                    // pay for that.
-                    ProduceError::UnknownPartition => {
-                        (is_chosen_by_store, ProduceError::NotStored { reason: "UNKNOWN_PARTITION" })
+                let error = match error {
+                    ProduceError::UnknownTopic => {
+                        data.topics.forget(&topic);
+                        error
                     }
-                    error => (false, error),
+                    // The number was checked against the snapshot: the topic goes, is made again, or has grown.
+                    ProduceError::UnknownPartition => {
+                        if is_chosen_by_store {
+                            data.topics.forget(&topic);
+                        } else {
+                            // Rather the producer is behind, and others who rely on the snapshot must not wait for it.
+                            ctx.want_refresh(data);
+                        }
+                        ProduceError::NotStored { reason: "UNKNOWN_PARTITION" }
+                    }
+                    error => error,
                 };
-                if is_snapshot_behind {
-                    // The next publish looks again.
-                    data.topics.forget(&topic);
-                }
                 Err(reply::produce_failed(&error))
             }
         }
@@ -184,11 +188,11 @@ impl Publish {
             // The topic may have grown since the snapshot.
             ctx.refresh_topics(data).await?;
         }
-        if partition < topic.partitions.get() {
-            return Ok(topic);
+        match topic.partitions.get() {
+            0 => Err(reply::unknown_topic()),
+            count if partition < count => Ok(topic),
+            count => Err(Problem::new(&codes::PARTITION_OUT_OF_RANGE, format!("partition {partition} of {count}"))),
         }
-        let detail = format!("partition {partition} of {}", topic.partitions.get());
-        Err(Problem::new(&codes::PARTITION_OUT_OF_RANGE, detail))
     }
 }
 
@@ -283,6 +287,9 @@ fn record_headers(head: &Head<'_>) -> Result<Vec<Header>, Problem> {
             }
         } else if name.eq_ignore_ascii_case(b"traceparent") || name.eq_ignore_ascii_case(b"tracestate") {
             headers.push((name.to_ascii_lowercase().into(), Some(Bytes::copy_from_slice(value))));
+        } else if name.eq_ignore_ascii_case(b"idempotency-key") {
+            // Taken and ignored it would store a message twice that was sent twice in good faith.
+            return Err(Problem::new(&codes::NOT_SUPPORTED, "Idempotency-Key is not built yet in this version"));
         } else if name.len() > 9 && name[..9].eq_ignore_ascii_case(b"x-header-") {
             if name[9..].len() >= 8 && name[9..17].eq_ignore_ascii_case(b"kateway-") {
                 return Err(Problem::new(&codes::INVALID_FIELD, "record headers named kateway- are the gateway's own"));

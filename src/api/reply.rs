@@ -31,8 +31,8 @@ pub struct Problem {
 
 impl Problem {
     pub fn new(code: &'static Code, detail: impl Into<Cow<'static, str>>) -> Self {
-        // 429 and 503 always say when to come back.
-        let retry_after_s = matches!(code.status(), 429 | 503).then_some(1);
+        // Overload and trouble with Kafka always say when to come back.
+        let retry_after_s = matches!(code.status(), 429 | 503 | 504).then_some(1);
         Self { code, detail: detail.into(), retry_after_s, allow: None }
     }
 

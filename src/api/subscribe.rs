@@ -101,7 +101,14 @@ impl Subscribe {
         let mut topic_name = String::new();
         names::kafka_topic(&mut topic_name, owner, topic, ver);
         let group_id = names::kafka_group(reader, group);
-        let format = Format::by_accept(head.field("accept"));
+        let format = match Format::by_accept(head.field("accept")) {
+            Some(format) => format,
+            // One message is given as it is, whatever the client accepts.
+            None if batch == 1 => Format::Frames,
+            None => {
+                return Err(Problem::new(&codes::NOT_SUPPORTED, "text/event-stream is not built yet in this version"));
+            }
+        };
         Ok(Self { topic_name, group_id, reset, spec, format })
     }
 
@@ -143,7 +150,7 @@ pub async fn fetch_here(ctx: &Rc<Context>, request: &FetchRequest) -> Result<(Rc
     }
     let topic = data
         .topics
-        .put(&request.key.topic, request.partitions)
+        .put_at_least(&request.key.topic, request.partitions)
         .ok_or_else(|| Problem::new(&codes::CORE_BUSY, "this core knows as many topics as it takes"))?;
     let group = data.groups.get_or_open(&data.backend, &topic, request, groups_max)?;
     if group.fetching() >= waiters_max {

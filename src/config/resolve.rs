@@ -202,6 +202,8 @@ pub struct TestConfig {
     pub answer_before_report: bool,
     /// `test.break_clients_ms`: a Kafka client fails for good so long after it was made; `None` = never.
     pub break_clients: Option<Duration>,
+    /// `test.panic_topic`: the request that looks it up panics.
+    pub panic_topic: Option<String>,
 }
 
 // === impl Host ===
@@ -252,6 +254,7 @@ impl Config {
             test: TestConfig {
                 answer_before_report: written.bool("test.answer_before_report"),
                 break_clients: Some(millis(written, "test.break_clients_ms")).filter(|after| !after.is_zero()),
+                panic_topic: Some(written.text("test.panic_topic")).filter(|name| !name.is_empty()).map(str::to_owned),
             },
         })
     }

@@ -455,6 +455,13 @@ pub const KEYS: &[Key] = &[
         doc: "Milliseconds after which every Kafka client fails for good and has to be replaced; 0: never.",
         hot: false,
     },
+    Key {
+        path: "test.panic_topic",
+        kind: Kind::Text(Form { expected: "a Kafka topic", is_valid: |_| true }),
+        default: Preset::Text(""),
+        doc: "A request that looks this topic up (Kafka's name) panics; empty: none.",
+        hot: false,
+    },
 ];
 
 /// librdkafka options that other keys set, or that the guarantees of the gateway rest on.

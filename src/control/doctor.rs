@@ -80,6 +80,18 @@ pub fn io_uring_available() -> Result<(), String> {
     host::try_io_uring().map_err(|error| io_uring_refusal(&error, &disabled))
 }
 
+/// Whether the limit on locked memory lets an executor be made; else one plain sentence. To be asked once the limit was raised.
+pub fn locked_memory_suffices() -> Result<(), String> {
+    match host::limit(Resource::LockedBytes).and_then(|limit| limit.soft) {
+        Some(bytes) if bytes < LOCKED_BYTES_MIN => Err(format!(
+            "kateway needs {} of locked memory for each core's io_uring, and the limit is {}: raise it (`ulimit -l`, LimitMEMLOCK=).",
+            kib(LOCKED_BYTES_MIN),
+            kib(bytes)
+        )),
+        _ => Ok(()),
+    }
+}
+
 fn io_uring_refusal(error: &io::Error, disabled: &str) -> String {
     match (error.raw_os_error(), disabled) {
         (Some(libc::ENOSYS), _) => {

@@ -23,7 +23,8 @@ use glommio::Task;
 
 use super::{
     native::{Client, Kind, PartitionList},
-    offsets, options,
+    offsets::{self, Standing},
+    options,
     pump::Pump,
     reach::Reach,
     rebalance::COMMIT_MAX,
@@ -56,10 +57,7 @@ pub(super) struct Surroundings {
 pub(super) struct Member {
     pub group: Rc<Group>,
     pub topic: CString,
-    pub reset: Reset,
-    /// Partitions the topic had when the group began, as far as is known here. Later ones are read from their beginning
-    /// whatever `reset` says: the group was there first.
-    pub first_partitions: Cell<Partition>,
+    pub standing: RefCell<Standing>,
     pub around: Surroundings,
     is_over: Cell<bool>,
     over: Notify,
@@ -73,8 +71,7 @@ impl Member {
         let member = Rc::new(Self {
             group: Group::new(&topic.name, group_id, around.config.subscribe.leases_max),
             topic: topic_name(&topic.name),
-            reset,
-            first_partitions: topic.partitions.clone(),
+            standing: RefCell::new(Standing::new(reset, topic.partitions.get())),
             around,
             is_over: Cell::new(false),
             over: Notify::default(),
@@ -164,7 +161,7 @@ impl Member {
 
     /// What is to be committed, in librdkafka's form.
     pub fn commits(&self, ends: &[(Partition, Offset)]) -> PartitionList {
-        offsets::commits(&self.topic, ends, self.first_partitions.get())
+        offsets::commits(&self.topic, ends, self.standing.borrow().first_partitions)
     }
 }
 

@@ -3,16 +3,31 @@
 //! Invariants: partitions are assigned at explicit offsets only, the committed one or the end the group asked for; what is
 //! committed at a revocation is committed before the partition is given up, and nothing is committed of a lost assignment.
 //!
-//! A group that asked for the newest does so for the partitions there were when it began. Which those are is noted beside every
-//! commit, because the next gateway to open the group would otherwise skip what was written to a partition added since.
+//! A group that asked for the newest does so once, for the partitions there were when it began: see [`Standing`].
 
-use std::{ffi::CStr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, ffi::CStr, sync::Arc, time::Duration};
 
 use super::native::{Client, End, ErrorCode, PartitionList, Queue};
 use crate::store::{Offset, Partition, Reset};
 
 /// librdkafka's "no offset given".
 const OFFSET_UNKNOWN: Offset = -1001;
+
+/// What a member knows of its group beside the offsets it finds committed: whether the group has chosen already where it starts.
+///
+/// `reset` is that choice, and it is made once. A partition without a commit is new to the group if the topic has grown since the
+/// group began, or if the topic was made again (then all commits are gone): it is read from its beginning. How large the topic
+/// was is noted beside every commit, because the next gateway to open the group has never seen it smaller.
+#[derive(Clone, Debug)]
+pub(super) struct Standing {
+    pub reset: Reset,
+    /// How many partitions the topic had when the group began, as far as is known; 0 once all of them are new to it.
+    pub first_partitions: Partition,
+    /// The group has had an offset committed in this topic.
+    pub has_committed: bool,
+    /// Starts this member has chosen: they hold even if their commit failed.
+    pub chosen: BTreeMap<Partition, Offset>,
+}
 
 /// A partition that is ours now.
 #[derive(Debug)]
@@ -28,8 +43,7 @@ pub(super) struct Start {
 #[derive(Debug)]
 pub(super) struct Assigned {
     pub starts: Vec<Start>,
-    /// How many partitions the topic had when the group began.
-    pub first_partitions: Partition,
+    pub standing: Standing,
 }
 
 /// Why an assignment could not be answered.
@@ -42,17 +56,14 @@ pub(super) enum AssignError {
 }
 
 /// Finds where each partition starts, splits its queue off, and answers the assignment. An empty one is answered too.
-/// `reset` is for partitions without a commit among the first; `first_partitions` are these as long as no commit says.
 pub(super) fn assign(
     client: &Arc<Client>,
     topic: &CStr,
     partitions: &[Partition],
-    reset: Reset,
-    first_partitions: Partition,
+    mut standing: Standing,
     timeout: Duration,
 ) -> Result<Assigned, AssignError> {
-    let found = starts(client, topic, partitions, reset, first_partitions, timeout);
-    let (offsets, first_partitions) = found.map_err(AssignError::Offsets)?;
+    let offsets = starts(client, topic, partitions, &mut standing, timeout).map_err(AssignError::Offsets)?;
     let mut found = Vec::with_capacity(offsets.len());
     for (partition, offset, is_chosen) in offsets {
         // Split before the assignment: from its first message on everything comes by this queue.
@@ -63,7 +74,7 @@ pub(super) fn assign(
     }
     let list = PartitionList::new(topic, found.iter().map(|start| (start.partition, start.offset)));
     client.assign(&list).map_err(AssignError::Refused)?;
-    Ok(Assigned { starts: found, first_partitions })
+    Ok(Assigned { starts: found, standing })
 }
 
 /// A partition, where it starts, and whether that was chosen here.
@@ -73,27 +84,25 @@ fn starts(
     client: &Client,
     topic: &CStr,
     partitions: &[Partition],
-    reset: Reset,
-    first_partitions: Partition,
+    standing: &mut Standing,
     timeout: Duration,
-) -> Result<(Vec<Begin>, Partition), ErrorCode> {
+) -> Result<Vec<Begin>, ErrorCode> {
     if partitions.is_empty() {
-        return Ok((Vec::new(), first_partitions));
+        return Ok(Vec::new());
     }
     // Also what others of the group have committed: for the note.
-    let others = (0..first_partitions).filter(|partition| !partitions.contains(partition));
+    let others = (0..standing.first_partitions).filter(|partition| !partitions.contains(partition));
     let mut committed = PartitionList::new(topic, partitions.iter().copied().chain(others).map(|p| (p, 0)));
     client.committed(&mut committed, timeout)?;
-    let first_partitions = committed.notes().filter_map(read_note).min().unwrap_or(first_partitions);
+    standing.learn(committed.entries().any(|entry| entry.offset >= 0), committed.notes().filter_map(read_note).min());
     let ours: Vec<_> = committed.entries().take(partitions.len()).collect();
     if let Some(failed) = ours.iter().find(|entry| !entry.code.is_ok()) {
         return Err(failed.code);
     }
     let (known, new): (Vec<_>, Vec<_>) = ours.into_iter().partition(|entry| entry.offset >= 0);
     let mut starts: Vec<_> = known.iter().map(|entry| (entry.partition, entry.offset, false)).collect();
-    let begin = |partition| if partition < first_partitions { reset } else { Reset::Oldest };
     for (reset, end) in [(Reset::Oldest, End::Oldest), (Reset::Newest, End::Latest)] {
-        let new: Vec<_> = new.iter().filter(|entry| begin(entry.partition) == reset).collect();
+        let new: Vec<_> = new.iter().filter(|entry| standing.reset_of(entry.partition) == reset).collect();
         if new.is_empty() {
             continue;
         }
@@ -103,17 +112,50 @@ fn starts(
             if !entry.code.is_ok() {
                 return Err(entry.code);
             }
-            starts.push((entry.partition, entry.offset.max(0), true));
+            let offset = *standing.chosen.entry(entry.partition).or_insert(entry.offset.max(0));
+            starts.push((entry.partition, offset, true));
         }
     }
-    Ok((starts, first_partitions))
+    Ok(starts)
+}
+
+// === impl Standing ===
+
+impl Standing {
+    pub fn new(reset: Reset, partitions: Partition) -> Self {
+        Self { reset, first_partitions: partitions, has_committed: false, chosen: BTreeMap::new() }
+    }
+
+    /// What the commits of the topic say: whether there is any, and the least of their notes.
+    fn learn(&mut self, is_any_committed: bool, note: Option<Partition>) {
+        match (is_any_committed, note) {
+            (true, Some(count)) => self.first_partitions = count,
+            // Committed by another tool: the group had begun before any of ours came, at nobody knows what size.
+            (true, None) => self.first_partitions = 0,
+            // The commits went with the topic they were of.
+            (false, _) if self.has_committed => self.begin_anew(),
+            (false, _) => {}
+        }
+        self.has_committed |= is_any_committed;
+    }
+
+    /// The topic is another one under the same name: all of it is new to the group.
+    pub fn begin_anew(&mut self) {
+        self.first_partitions = 0;
+        self.chosen.clear();
+    }
+
+    /// Where the group starts in a partition without a commit.
+    fn reset_of(&self, partition: Partition) -> Reset {
+        if partition < self.first_partitions { self.reset } else { Reset::Oldest }
+    }
 }
 
 const NOTE: &str = "kateway first_partitions=";
 
 fn read_note(note: &[u8]) -> Option<Partition> {
     let count = std::str::from_utf8(note).ok()?.strip_prefix(NOTE)?.parse().ok()?;
-    (count > 0).then_some(count)
+    (count >= 0).then_some(count)
 }
 
 /// What is to be committed, with the note.
@@ -142,6 +184,25 @@ mod tests {
         assert_eq!(list.notes().map(read_note).collect::<Vec<_>>(), [Some(12), Some(12)]);
         let silent = PartitionList::new(c"t", [(0, 5)]);
         assert_eq!(silent.notes().map(read_note).collect::<Vec<_>>(), [None]);
+        assert_eq!(read_note(b"kateway first_partitions=0"), Some(0));
+    }
+
+    /// Standing of a group that began with 2 of now 3 partitions, after what its commits said.
+    fn newest(is_any_committed: bool, note: Option<Partition>, has_committed: bool) -> [Reset; 3] {
+        let mut standing = Standing { has_committed, ..Standing::new(Reset::Newest, 2) };
+        standing.learn(is_any_committed, note);
+        [0, 1, 2].map(|partition| standing.reset_of(partition))
+    }
+
+    #[test]
+    fn reset_is_for_the_partitions_the_group_began_with() {
+        use Reset::{Newest, Oldest};
+        assert_eq!(newest(false, None, false), [Newest, Newest, Oldest], "nothing is committed yet");
+        assert_eq!(newest(true, Some(2), true), [Newest, Newest, Oldest]);
+        assert_eq!(newest(true, Some(3), false), [Newest; 3], "the note knows better than the snapshot");
+        assert_eq!(newest(true, Some(0), false), [Oldest; 3], "the topic was made again before");
+        assert_eq!(newest(true, None, false), [Oldest; 3], "another tool has committed");
+        assert_eq!(newest(false, None, true), [Oldest; 3], "the commits are gone");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::{
     consumer::{Member, leave_by},
     delivery::log_line,
     native::{Client, ErrorCode, Event, Fetched, PartitionList, Queue},
-    offsets::{Assigned, Start},
+    offsets::{Assigned, Standing, Start},
     rebalance::{Answers, Outcome, Rebalance},
 };
 use crate::{
@@ -186,8 +186,12 @@ impl Pump {
     fn take_outcome(&mut self, outcome: Outcome) {
         let group = &self.member.group;
         match outcome {
-            Outcome::Assigned(Assigned { starts, first_partitions }) => {
-                self.member.first_partitions.set(first_partitions);
+            Outcome::Assigned(Assigned { starts, standing }) => {
+                let mut known = self.member.standing.borrow_mut();
+                // A commit may have ended while the offsets were asked for.
+                let has_committed = known.has_committed || standing.has_committed;
+                *known = Standing { has_committed, ..standing };
+                drop(known);
                 self.take_partitions(starts);
             }
             Outcome::NotAssigned => {}
@@ -208,6 +212,7 @@ impl Pump {
                 };
                 if !ends.is_empty() {
                     counter.one();
+                    self.member.standing.borrow_mut().has_committed |= is_committed;
                 }
                 if !is_committed {
                     group.mark_uncommitted(ends.into_iter().map(|(partition, _)| partition));
@@ -314,6 +319,7 @@ impl Pump {
         let is_behind = offset < part.next;
         part.next = offset + 1;
         if is_behind {
+            self.member.standing.borrow_mut().begin_anew();
             self.member.group.assign(partition, offset);
             self.member.group.mark_uncommitted([partition]);
         }
@@ -364,6 +370,7 @@ impl Pump {
             .map(|entry| entry.partition)
             .collect();
         if code.is_ok() && failed.is_empty() {
+            self.member.standing.borrow_mut().has_committed = true;
             stats.commits.one();
             self.heard();
             return;
@@ -440,6 +447,7 @@ fn is_refusal(code: ErrorCode) -> bool {
         rd::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC,
         rd::RD_KAFKA_RESP_ERR_TOPIC_EXCEPTION,
         rd::RD_KAFKA_RESP_ERR_INVALID_GROUP_ID,
+        rd::RD_KAFKA_RESP_ERR_INVALID_SESSION_TIMEOUT,
         rd::RD_KAFKA_RESP_ERR_GROUP_MAX_SIZE_REACHED,
         rd::RD_KAFKA_RESP_ERR_INCONSISTENT_GROUP_PROTOCOL,
         rd::RD_KAFKA_RESP_ERR__AUTHENTICATION,

@@ -120,13 +120,12 @@ impl Answers {
         self.spawn(async move {
             while !this.is_over.get() {
                 let (client, topic, parts) = (Arc::clone(&this.client), this.member.topic.clone(), partitions.clone());
-                let first_partitions = this.member.first_partitions.get();
-                let (reset, timeout) = (this.member.reset, this.member.around.config.kafka.admin_timeout);
+                let standing = this.member.standing.borrow().clone();
+                let timeout = this.member.around.config.kafka.admin_timeout;
                 let is_read = !this.member.group.is_closing() && !this.is_overtaken(&partitions);
                 let call = move || {
                     if is_read {
-                        let assigned = offsets::assign(&client, &topic, &parts, reset, first_partitions, timeout);
-                        assigned.map(Outcome::Assigned)
+                        offsets::assign(&client, &topic, &parts, standing, timeout).map(Outcome::Assigned)
                     } else {
                         offsets::assign_unread(&client, &topic, &parts).map(|()| Outcome::NotAssigned)
                     }

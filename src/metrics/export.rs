@@ -129,7 +129,8 @@ impl Scrape {
         }
         let mut histogram = proto::Histogram::default();
         let mut cumulative = 0;
-        let bounds = BOUNDS_US.iter().map(|us| float(*us) / 1e6).chain([f64::INFINITY]);
+        // The encoder adds the bucket `+Inf` itself, from the count.
+        let bounds = BOUNDS_US.iter().map(|us| float(*us) / 1e6);
         let buckets = bounds.zip(&snapshot.buckets).map(|(bound, count)| {
             cumulative += count;
             let mut bucket = proto::Bucket::default();

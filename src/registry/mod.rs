@@ -49,6 +49,12 @@ impl Topics {
         Some(topic)
     }
 
+    /// One topic exists with so many partitions, as another core has it: topics grow, so of two counts the larger is the newer.
+    pub fn put_at_least(&self, name: &str, partitions: i32) -> Option<Rc<Topic>> {
+        let known = self.get(name).map_or(0, |topic| topic.partitions.get());
+        self.put(name, partitions.max(known))
+    }
+
     /// The store says there is no such topic any more.
     pub fn forget(&self, topic: &Topic) {
         topic.partitions.set(0);

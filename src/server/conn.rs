@@ -159,6 +159,17 @@ async fn within(read: impl Future<Output = Result<Bytes, Malformed>>, limit: Dur
     futures_lite::future::or(read, late).await
 }
 
+/// Counts a panic of the stream that holds it; hyper's task then resets the stream.
+struct PanicCounted<'a>(&'a Context);
+
+impl Drop for PanicCounted<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.metrics.cells.panics.add(1);
+        }
+    }
+}
+
 /// The same plan and run for HTTP/2 streams.
 #[derive(Clone)]
 struct H2Service {
@@ -181,6 +192,7 @@ impl h2::AnswerFn<Planned> for H2Service {
     fn answer(&self, planned: Planned, body: RequestBody) -> impl Future<Output = Reply> + use<> {
         let ctx = Rc::clone(&self.ctx);
         async move {
+            let _counted = PanicCounted(&ctx);
             let Some(bytes_max) = planned.body_bytes_max() else {
                 // An answer before the end of the body resets the stream, which many clients take for a failure. What became of
                 // the body does not matter.

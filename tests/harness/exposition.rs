@@ -80,6 +80,9 @@ fn parse_sample(line: &str) -> Sample {
             let (label, tail) = rest.split_once("=\"").unwrap_or_else(|| panic!("label=\"value\": {line}"));
             assert!(is_name(label) && !label.contains(':'), "a legal label name: {line}");
             let (value, tail) = quoted(tail, line);
+            // Scrapers compare the text of the last bucket.
+            let is_bound = label != "le" || value == "+Inf" || value.parse().is_ok_and(f64::is_finite);
+            assert!(is_bound, "a bucket's bound is a number or +Inf: {line}");
             assert!(labels.insert(label.to_owned(), value).is_none(), "a label comes once: {line}");
             rest = tail.strip_prefix(',').unwrap_or(tail);
         }

@@ -285,7 +285,13 @@ impl Drop for Kateway {
 
 /// Runs the binary to its end with `args` and returns status, stdout and stderr.
 pub fn run(args: &[&str]) -> (i32, String, String) {
+    run_hindered(args, |_| ())
+}
+
+/// The same under a hindrance (see [`crate::hinder`]).
+pub fn run_hindered(args: &[&str], hinder: impl FnOnce(&mut Command)) -> (i32, String, String) {
     let mut command = Command::new(binary());
+    hinder(&mut command);
     command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let child = process::spawn(command).expect("the gateway binary can be started");
     let output = child.wait_with_output().expect("the gateway can be waited for");

@@ -39,7 +39,7 @@ pub fn check(response: &Response, status: u16) -> Problem {
     assert!(field("retryable").is_boolean(), "{text}");
     let _ = string("instance");
     assert_eq!(Some(string("request_id").as_str()), response.header("x-request-id"), "{text}");
-    if status == 429 || status == 503 {
+    if [429, 503, 504].contains(&status) {
         let seconds = response.header("retry-after").and_then(|v| v.parse::<u32>().ok());
         assert!(seconds.is_some(), "{status} says when to come back, in whole seconds: {:?}", response.headers);
     }

@@ -92,6 +92,8 @@ fn publish_rows(topic: &Topic) -> Vec<Row> {
         row("key cut in its escape", publish("key=%4"), code::BAD_PARAMETER),
         row("tag of 1025", publish("").header("X-Tag", &"t".repeat(1_025)), code::TAG_TOO_LONG),
         row("header value no base64", publish("").header("X-Header-a", "***"), code::BAD_FIELD),
+        row("not built: batch", publish("batch=1"), code::NOT_SUPPORTED),
+        row("not built: idempotency", publish("").header("Idempotency-Key", "k1"), code::NOT_SUPPORTED),
         row("unknown content coding", publish("").header("Content-Encoding", "br"), code::CONTENT_CODING),
     ]
 }
@@ -128,6 +130,13 @@ fn subscribe_rows(topic: &Topic) -> Vec<Row> {
     let get = |target: &str| Request::get(target).app(&topic.appid);
     let base = format!("/v1/msgs/{}/{}/v1", topic.appid, topic.name);
     let mut rows = vec![
+        row("not built: explicit ack", read("ack=1"), code::NOT_SUPPORTED),
+        row("not built: lease", read("lease=30s"), code::NOT_SUPPORTED),
+        row("not built: deliveries", read("max_deliveries=3"), code::NOT_SUPPORTED),
+        row("not built: shadow queues", read("q=retry"), code::NOT_SUPPORTED),
+        row("not built: streams", read("stream=1"), code::NOT_SUPPORTED),
+        row("not built: tag expressions", read("").header("X-Tag-Expr", "a && !b"), code::NOT_SUPPORTED),
+        row("not built: SSE", read("batch=2").header("Accept", "text/event-stream"), code::NOT_SUPPORTED),
         row("no group", get(&base), code::MISSING_PARAMETER),
         row("empty group", get(&format!("{base}?group=")), code::NAME),
         row("dot in group", get(&format!("{base}?group=a.b")), code::NAME),
@@ -328,6 +337,7 @@ mod code {
     pub const TAG_TOO_LONG: u64 = 40008;
     pub const PARTITION_RANGE: u64 = 40009;
     pub const BAD_FIELD: u64 = 40010;
+    pub const NOT_SUPPORTED: u64 = 40011;
     pub const NO_ROUTE: u64 = 40400;
     pub const UNKNOWN_TOPIC: u64 = 40401;
     pub const METHOD: u64 = 40500;

@@ -125,7 +125,6 @@ fn gateway_killed_and_restarted() {
     assert!(first.unanswered + first.cut > 0, "the kill hit requests under way: {first:?}");
 }
 
-/// With one in-sync replica left of two demanded, `ack=all` must fail rather than lie.
 /// Every producer gets a fatal error a second after it was made, as a broker that lost its state can give it: what was not sent is
 /// refused, what was under way is unknown, and the next producer goes on. The broken ones are destroyed.
 fn producers_that_fail_are_replaced() {
@@ -143,6 +142,7 @@ fn producers_that_fail_are_replaced() {
     assert_only_expected(&tally);
 }
 
+/// With one in-sync replica left of two demanded, `ack=all` must fail rather than lie.
 fn too_few_replicas_is_refused() {
     let scene = Scene::open("replicas");
     let leader = leader_of_first_partition(&scene.topic);

@@ -45,6 +45,7 @@ mod pipelining;
 mod publish_modes;
 mod rebalances;
 mod roundtrip;
+mod shards;
 mod start;
 mod status;
 mod stores;
@@ -106,6 +107,7 @@ const ALL: &[&[Case]] = &[
     publish_modes::CASES,
     rebalances::CASES,
     roundtrip::CASES,
+    shards::CASES,
     start::CASES,
     status::CASES,
     stores::CASES,

@@ -13,13 +13,14 @@ use std::time::{Duration, Instant};
 use kateway_tests::client::Connection;
 use kateway_tests::kateway::Kateway;
 use kateway_tests::topic::Topic;
-use kateway_tests::{figures, frames, process, wait_until};
+use kateway_tests::{figures, frames, problem, process, wait_until};
 
 use crate::{Case, kafka};
 
 pub const CASES: &[Case] = &[
     Case::new("rebalances::consumers_that_fail_are_replaced", consumers_that_fail_are_replaced).kafka(),
     Case::new("rebalances::stopped_gateway_loses_its_partitions", stopped_gateway_loses_its_partitions).kafka(),
+    Case::new("rebalances::refused_session_is_said", refused_session_is_said).kafka(),
     Case::new("rebalances::gateways_come_and_go", gateways_come_and_go).kafka().alone(),
 ];
 
@@ -116,7 +117,7 @@ fn stopped_gateway_loses_its_partitions() {
     let topic = topic();
     fill(&topic, 0, COUNT);
     // It would not commit by itself before it is stopped.
-    let first = Kateway::kafka(&kafka().bootstrap()).set("sub.commit_interval_ms", 2_000).alarms_expected().start();
+    let first = Kateway::kafka(&kafka().bootstrap()).set("sub.commit_interval_ms", 10_000).alarms_expected().start();
     let mut seen = HashSet::new();
     let mut to_first = first.subscriber();
     read(&mut to_first, &topic, "batch=2&wait=20s", &mut seen);
@@ -158,6 +159,30 @@ fn stopped_gateway_loses_its_partitions() {
     wait_committed(&topic, 2 * COUNT);
 }
 
+/// The brokers take no session so short (`group.min.session.timeout.ms`): readers are told, at once and again.
+fn refused_session_is_said() {
+    let topic = topic();
+    fill(&topic, 0, 1);
+    let gateway = Kateway::kafka(&kafka().bootstrap()).set("kafka.session_timeout_ms", 1_000).start();
+    for _ in 0..3 {
+        let start = Instant::now();
+        let answer = gateway.subscribe(&topic.read("g", "wait=20s"));
+        let problem = problem::check(&answer, 503);
+        assert_eq!(problem.code, 50302);
+        assert!(problem.detail.contains("INVALID_SESSION_TIMEOUT"), "{}", problem.detail);
+        assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+    }
+}
+
+/// Ends what the other threads of a scope wait for, also when this one panics: the scope would wait for them for ever.
+struct EndOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for EndOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Six gateways come, one after the other; each is told to go, or killed, as soon as the next one has partitions. All the time messages
 /// are written, and the two that live are read.
 fn gateways_come_and_go() {
@@ -169,6 +194,7 @@ fn gateways_come_and_go() {
     let is_over = AtomicBool::new(false);
     let mut leaving = Vec::new();
     let (last, written) = std::thread::scope(|scope| {
+        let end_writer = EndOnDrop(&is_over);
         let writer = scope.spawn(|| {
             let mut written = 0;
             while !is_over.load(Ordering::Relaxed) {
@@ -185,7 +211,7 @@ fn gateways_come_and_go() {
             // One that was told to go does so while the next one joins.
             leaving.extend(previous.replace(gateway).filter(|_| end == libc::SIGTERM));
         }
-        is_over.store(true, Ordering::Relaxed);
+        drop(end_writer);
         (previous.expect("there were gateways"), writer.join().expect("the writer does not panic"))
     });
     for mut gateway in leaving {
@@ -211,6 +237,7 @@ fn read_until_it_has_partitions(
 ) {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _end_readers = EndOnDrop(&done);
         let others = other.map(|(other, _)| other);
         for reader in [Some(gateway), Some(gateway), others, others].into_iter().flatten() {
             let (address, done) = (reader.subscribe, &done);
@@ -221,7 +248,6 @@ fn read_until_it_has_partitions(
         if let Some((other, end)) = other {
             other.signal(end);
         }
-        done.store(true, Ordering::Relaxed);
     });
 }
 

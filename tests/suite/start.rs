@@ -4,16 +4,23 @@
 //! Method: many gateways start side by side with sixteen cores each and the shortest preempt timer there is, which makes
 //! that likely: without the queue of `boot::in_quick_queue` about one start in twenty-five hangs. Each must print its
 //! ready line, and each core and the management listener must answer.
+//!
+//! What cannot run says so in one sentence, at once, and serves nothing: io_uring is forbidden by a seccomp filter as container
+//! runtimes install it, locked memory by its limit.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use kateway_tests::kateway::Kateway;
-use kateway_tests::{figures, wait_until};
+use kateway_tests::kateway::{Kateway, run_hindered};
+use kateway_tests::{figures, hinder, wait_until};
 
 use crate::Case;
 
-pub const CASES: &[Case] = &[Case::new("start::many_cores_with_a_short_timer", many_cores_with_a_short_timer).alone()];
+pub const CASES: &[Case] = &[
+    Case::new("start::many_cores_with_a_short_timer", many_cores_with_a_short_timer).alone(),
+    Case::new("start::refused_without_io_uring", refused_without_io_uring),
+    Case::new("start::refused_with_too_little_locked_memory", refused_with_too_little_locked_memory),
+];
 
 const STARTS: usize = 100;
 const AT_ONCE: usize = 8;
@@ -39,4 +46,38 @@ fn many_cores_with_a_short_timer() {
         }
     });
     figures::note(format!("{STARTS} starts of {CORES} cores"), format!("{:?}", begun.elapsed()));
+}
+
+/// `EX_UNAVAILABLE` of sysexits.
+const UNFIT: i32 = 69;
+const RUN: [&str; 9] =
+    ["run", "--store", "null", "--pub", "127.0.0.1:0", "--sub", "127.0.0.1:0", "--man", "127.0.0.1:0"];
+
+fn refused_without_io_uring() {
+    for (errno, remedy) in [(libc::EPERM, "seccomp"), (libc::ENOSYS, "Linux 5.8")] {
+        let forbid = |command: &mut std::process::Command| hinder::forbid_io_uring(command, errno);
+        let (status, out, err) = run_hindered(&RUN, forbid);
+        assert_eq!((status, out.as_str()), (UNFIT, ""), "{err}");
+        is_one_sentence(&err, &["io_uring", remedy]);
+        let (status, out, _) = run_hindered(&["doctor", "--store", "null"], forbid);
+        assert_eq!(status, UNFIT, "{out}");
+        assert!(out.lines().any(|line| line.starts_with("FAIL  io_uring") && line.contains(remedy)), "{out}");
+    }
+}
+
+fn refused_with_too_little_locked_memory() {
+    let limit = |command: &mut std::process::Command| hinder::limit_locked_memory(command, 256 * 1_024);
+    let (status, out, err) = run_hindered(&RUN, limit);
+    assert_eq!((status, out.as_str()), (UNFIT, ""), "{err}");
+    is_one_sentence(&err, &["locked memory", "256 KiB", "ulimit -l"]);
+    let (status, out, _) = run_hindered(&["doctor", "--store", "null"], limit);
+    assert_eq!(status, UNFIT, "{out}");
+    assert!(out.lines().any(|line| line.starts_with("FAIL  locked memory")), "{out}");
+}
+
+fn is_one_sentence(err: &str, words: &[&str]) {
+    let said: Vec<_> = err.lines().filter(|line| line.starts_with("kateway:")).collect();
+    assert_eq!(said.len(), 1, "{err}");
+    assert!(words.iter().all(|word| said[0].contains(word)), "{words:?} in {err}");
+    assert!(!err.contains("panicked"), "{err}");
 }

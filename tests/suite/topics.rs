@@ -8,6 +8,7 @@
 //! the topic.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use kateway_tests::client::{Connection, Failure, Response};
@@ -23,7 +24,9 @@ pub const CASES: &[Case] = &[
     Case::new("topics::partitions_grow_for_newest", partitions_grow_for_newest).kafka(),
     Case::new("topics::new_partition_is_published_to_at_once", new_partition_is_published_to_at_once).kafka(),
     Case::new("topics::partitions_grow_while_nobody_reads", partitions_grow_while_nobody_reads).kafka(),
+    Case::new("topics::new_partition_refuses_no_other", new_partition_refuses_no_other).kafka(),
     Case::new("topics::recreated_topic", recreated_topic).kafka(),
+    Case::new("topics::recreated_topic_for_newest", recreated_topic_for_newest).kafka(),
     Case::new("topics::recreated_topic_keeps_old_commits", recreated_topic_keeps_old_commits).kafka(),
     Case::new("topics::names_that_collide", names_that_collide).kafka(),
     Case::new("topics::full_producer_queue", full_producer_queue).kafka().alone(),
@@ -68,6 +71,9 @@ fn grow(reset: &str) {
     let mut seen = Vec::new();
     read_until(&gateway, &topic, &query, &expected, &mut seen);
 
+    wait_until(SOON, "what was read is committed", || {
+        admin.committed_sum(&topic.group_in_kafka("g"), &topic.in_kafka()) == 2
+    });
     gateway.signal(libc::SIGSTOP);
     admin.create_partitions(&topic.in_kafka(), 5);
     let early: Vec<String> = (0..50).map(|n| format!("early {n}")).collect();
@@ -111,6 +117,46 @@ fn new_partition_is_published_to_at_once() {
     figures::note("topics, grown, nobody told the gateway", format!("{:?}, before {before:?}", grown.elapsed()));
     let refused = publish(5);
     assert_eq!(problem::check(&refused, 400).code, 40009);
+}
+
+/// While a producer does not know a new partition yet, whoever asks for another one, or none, must not be refused for that.
+fn new_partition_refuses_no_other() {
+    const CLIENTS: usize = 8;
+    let admin = kafka().admin();
+    let topic = Topic::fresh("grown");
+    admin.create_topic(&topic.in_kafka(), 2);
+    let gateway = Kateway::kafka(&kafka().bootstrap()).start();
+    gateway.publish(&topic.publish("ack=local&partition=0", "first")).expect(201);
+    admin.create_partitions(&topic.in_kafka(), 5);
+    // The snapshot has it from here on.
+    publish_until_stored(3, || gateway.publish(&topic.publish("partition=3", folder::unique("message"))));
+    let publish = |connection: &mut Connection, query: &str| {
+        let answer =
+            connection.call(&topic.publish(query, folder::unique("message"))).unwrap_or_else(|e| panic!("{e}"));
+        if answer.status != 201 {
+            assert_eq!(problem::check(&answer, 503).code, 50301, "{query}: {}", answer.text());
+        }
+        answer.status
+    };
+    let is_stored = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for client in 0..CLIENTS {
+            let (gateway, is_stored, publish) = (&gateway, &is_stored, &publish);
+            scope.spawn(move || {
+                let mut connection = gateway.publisher();
+                let deadline = Instant::now() + SOON;
+                while !is_stored.load(Ordering::Relaxed) {
+                    assert!(Instant::now() < deadline, "the producer learns of partition 4 within {SOON:?}");
+                    if client == 0 && publish(&mut connection, "ack=local&partition=4") == 201 {
+                        is_stored.store(true, Ordering::Relaxed);
+                    } else if client > 0 {
+                        let query = ["ack=local&partition=1", "ack=local", ""][client % 3];
+                        assert_eq!(publish(&mut connection, query), 201, "{query}");
+                    }
+                }
+            });
+        }
+    });
 }
 
 /// Publishes to a partition that is new until it is stored there; gives the codes it was refused with before.
@@ -212,12 +258,25 @@ const NEW: i64 = 5;
 
 /// The group is read all the time by the same gateway.
 fn recreated_topic() {
+    recreate("reset=oldest");
+}
+
+/// The group has chosen its start in the old topic: it was there before the new one, and all of that is new to it.
+fn recreated_topic_for_newest() {
+    recreate("reset=newest");
+}
+
+fn recreate(reset: &str) {
     let admin = kafka().admin();
     let topic = Topic::fresh("again");
     admin.create_topic(&topic.in_kafka(), 1);
     let gateway = attentive().start();
+    wait_until(SOON, "the group stands in the topic", || {
+        gateway.subscribe(&topic.read("g", &format!("{reset}&wait=1s"))).expect(204);
+        admin.committed(&topic.group_in_kafka("g"), &topic.in_kafka()) == [Some(0)]
+    });
     publish_in_order(&gateway, &topic, "old", 0..OLD);
-    read_in_order(&gateway, &topic, "g", "old", 0..OLD);
+    read_in_order(&gateway, &topic, reset, "old", 0..OLD);
     wait_committed(&topic, "g", OLD);
 
     admin.delete_topic(&topic.in_kafka());
@@ -234,7 +293,7 @@ fn recreated_topic() {
         unknown.count() == 20
     });
     before.dedup();
-    figures::note("topics, gone: codes until it is unknown", format!("{before:?}"));
+    figures::note(format!("topics, gone, {reset}: codes until it is unknown"), format!("{before:?}"));
 
     admin.create_topic(&topic.in_kafka(), 1);
     let made = Instant::now();
@@ -247,11 +306,11 @@ fn recreated_topic() {
         problem::check(&answer, answer.status);
         None
     });
-    figures::note("topics, made again: published to after", format!("{:?}", made.elapsed()));
+    figures::note(format!("topics, made again, {reset}: published to after"), format!("{:?}", made.elapsed()));
     assert_eq!(first.number("x-offset"), 0);
     publish_in_order(&gateway, &topic, "new", 1..NEW);
-    read_in_order(&gateway, &topic, "g", "new", 0..NEW);
-    figures::note("topics, made again: read after", format!("{:?}", made.elapsed()));
+    read_in_order(&gateway, &topic, reset, "new", 0..NEW);
+    figures::note(format!("topics, made again, {reset}: read after"), format!("{:?}", made.elapsed()));
     wait_committed(&topic, "g", NEW);
     let payloads: Vec<_> = kcat::read_all(admin.brokers(), &topic.in_kafka()).into_iter().map(|r| r.payload).collect();
     let expected: Vec<_> = (0..NEW).map(|n| Some(format!("new {n}").into_bytes())).collect();
@@ -270,10 +329,10 @@ fn recreated_topic_keeps_old_commits() {
     // By hand: Kafka forgets commits of a topic that goes, unless somebody commits late or restores them.
     admin.commit(&topic.group_in_kafka("g"), &topic.in_kafka(), 0, OLD);
     assert_eq!(admin.committed(&topic.group_in_kafka("g"), &topic.in_kafka()), [Some(OLD)]);
-    read_in_order(&gateway, &topic, "g", "new", 0..NEW);
+    read_in_order(&gateway, &topic, "reset=oldest", "new", 0..NEW);
     wait_committed(&topic, "g", NEW);
     publish_in_order(&gateway, &topic, "new", NEW..2 * NEW);
-    read_in_order(&gateway, &topic, "g", "new", NEW..2 * NEW);
+    read_in_order(&gateway, &topic, "reset=oldest", "new", NEW..2 * NEW);
     wait_committed(&topic, "g", 2 * NEW);
 }
 
@@ -286,11 +345,11 @@ fn publish_in_order(gateway: &Kateway, topic: &Topic, what: &str, numbers: std::
 }
 
 /// Reads `<what> <n>` one by one, and that nothing follows.
-fn read_in_order(gateway: &Kateway, topic: &Topic, group: &str, what: &str, numbers: std::ops::Range<i64>) {
+fn read_in_order(gateway: &Kateway, topic: &Topic, reset: &str, what: &str, numbers: std::ops::Range<i64>) {
     for n in numbers {
         // While the topic was gone the group's reader was told so, and says it to its clients for a while.
         let answer = wait_for(SOON, format!("{what} {n} is read"), || {
-            let answer = gateway.subscribe(&topic.read(group, "wait=20s"));
+            let answer = gateway.subscribe(&topic.read("g", &format!("{reset}&wait=20s")));
             if answer.status == 503 {
                 assert_eq!(problem::check(&answer, 503).code, 50302);
                 return None;
@@ -299,7 +358,7 @@ fn read_in_order(gateway: &Kateway, topic: &Topic, group: &str, what: &str, numb
         });
         assert_eq!((answer.text(), answer.number("x-offset")), (format!("{what} {n}"), n));
     }
-    gateway.subscribe(&topic.read(group, "wait=500ms")).expect(204);
+    gateway.subscribe(&topic.read("g", &format!("{reset}&wait=500ms"))).expect(204);
 }
 
 fn wait_committed(topic: &Topic, group: &str, offset: i64) {

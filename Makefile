@@ -33,7 +33,7 @@ build: ## Build target/release/kateway
 	@.ci/tools build
 	$(CARGO) build $(PROFILE)
 
-check: ## Look without running: format, lints, unit tests, house rules (and licences, if cargo-deny is installed)
+check: ## Look without starting the gateway: format, lints, unit tests, house rules (and licences, if cargo-deny is installed)
 	@.ci/tools build
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy $(PROFILE) --workspace --all-targets -- -D warnings

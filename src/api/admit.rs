@@ -1,6 +1,6 @@
-//! What every request passes before its handler does anything: in-flight bound, names, identity.
+//! The checks requests share: in-flight bound, names, identity. Their order is the handler's (`Publish::plan`, `Subscribe::plan`).
 //!
-//! The order of checks of the contract is kept in one place. Tenancy is open in this version: any valid `Appid` is taken, a
+//! Tenancy is open in this version: any valid `Appid` is taken, a
 //! missing one is `default`.
 
 use std::rc::Rc;

@@ -1,7 +1,6 @@
 //! The checks requests share: in-flight bound, names, identity. Their order is the handler's (`Publish::plan`, `Subscribe::plan`).
 //!
-//! Tenancy is open in this version: any valid `Appid` is taken, a
-//! missing one is `default`.
+//! Tenancy is open in this version: any valid `Appid` is taken, a missing one is `default`.
 
 use std::rc::Rc;
 

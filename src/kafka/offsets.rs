@@ -8,7 +8,10 @@
 use std::{collections::BTreeMap, ffi::CStr, sync::Arc, time::Duration};
 
 use super::native::{Client, End, ErrorCode, PartitionList, Queue};
-use crate::store::{Offset, Partition, Reset};
+use crate::{
+    limits,
+    store::{Offset, Partition, Reset},
+};
 
 /// librdkafka's "no offset given".
 const OFFSET_UNKNOWN: Offset = -1001;
@@ -155,7 +158,7 @@ const NOTE: &str = "kateway first_partitions=";
 
 fn read_note(note: &[u8]) -> Option<Partition> {
     let count = std::str::from_utf8(note).ok()?.strip_prefix(NOTE)?.parse().ok()?;
-    (count >= 0).then_some(count)
+    (0..=limits::NOTED_PARTITIONS_MAX).contains(&count).then_some(count)
 }
 
 /// What is to be committed, with the note.
@@ -207,7 +210,9 @@ mod tests {
 
     #[test]
     fn notes_of_others_say_nothing() {
-        for note in [&b""[..], b"4", b"kateway first_partitions=", b"kateway first_partitions=-4", b"\xff\0"] {
+        const TOO_MANY: &[u8] = b"kateway first_partitions=100001";
+        for note in [&b""[..], b"4", b"kateway first_partitions=", b"kateway first_partitions=-4", b"\xff\0", TOO_MANY]
+        {
             assert_eq!(read_note(note), None, "{note:?}");
         }
     }

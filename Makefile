@@ -45,6 +45,7 @@ test: unit suite ## Test everything, with a real ZooKeeper and a real 3-broker K
 unit: ## Run the unit tests and the house rules
 	@.ci/tools build
 	$(CARGO) test $(PROFILE) --workspace --lib --test tidy
+	$(CARGO) test $(PROFILE) -p kateway-load
 
 suite: ## Run the tests from outside against the built binary (ONLY= to select)
 	@.ci/tools build test

@@ -38,6 +38,7 @@ mod http2;
 mod instruments;
 mod ledger_checker;
 mod limits;
+mod load_generator;
 mod long_poll;
 mod metrics;
 mod partitioner;
@@ -100,6 +101,7 @@ const ALL: &[&[Case]] = &[
     instruments::CASES,
     ledger_checker::CASES,
     limits::CASES,
+    load_generator::CASES,
     long_poll::CASES,
     metrics::CASES,
     partitioner::CASES,

@@ -127,6 +127,27 @@ def child_pids(pid):
     return found
 
 
+def descendants(pid):
+    found = child_pids(pid)
+    return found + [deeper for child in found for deeper in descendants(child)]
+
+
+def command_line(pid):
+    return pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def start_brokers(children, directory, command):
+    """The test package's `testbed`; returns the brokers' addresses and the pids whose CPU counts."""
+    log = open(pathlib.Path(directory) / "testbed.log", "wb")
+    # Its own stdin, kept open: the end of it stops the testbed, also when this script is killed.
+    child = children.start(command, cwd=HERE.parent, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
+    try:
+        fields = ready_line(child, "brokers=", 180)
+    except Failure as failure:
+        raise Failure(f"{failure}\n{pathlib.Path(log.name).read_text(errors='replace')[-2000:]}") from None
+    return fields["brokers"], [pid for pid in descendants(child.pid) if b"kafka.Kafka" in command_line(pid)]
+
+
 def user_and_system_us(pids):
     """User and system time of these processes so far."""
     user, system = 0, 0

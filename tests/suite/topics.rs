@@ -272,7 +272,9 @@ fn recreate(reset: &str) {
     admin.create_topic(&topic.in_kafka(), 1);
     let gateway = attentive().start();
     wait_until(SOON, "the group stands in the topic", || {
-        gateway.subscribe(&topic.read("g", &format!("{reset}&wait=1s"))).expect(204);
+        let answer = gateway.subscribe(&topic.read("g", &format!("{reset}&wait=1s")));
+        // A coordinator that is busy may fail the first look-up of offsets.
+        assert!([204, 503].contains(&answer.status), "{} {}", answer.status, answer.text());
         admin.committed(&topic.group_in_kafka("g"), &topic.in_kafka()) == [Some(0)]
     });
     publish_in_order(&gateway, &topic, "old", 0..OLD);

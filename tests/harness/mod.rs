@@ -7,8 +7,8 @@
 //! From the bottom: [`wait`] and [`ports`]; [`process`], which sees to it that no child outlives a run; [`folder`],
 //! where a run keeps its logs; [`zookeeper`], [`kafka`], [`kateway`], which start things; [`client`], [`problem`],
 //! [`frames`], [`exposition`], which understand answers; [`admin`], [`kcat`], [`java`], which look at Kafka from the
-//! other side; [`hinder`], which gets in a gateway's way; [`ledger`] and [`load`], which prove that nothing was lost; [`figures`], which collects what a run
-//! measured.
+//! other side; [`hinder`], which gets in a gateway's way; [`ledger`] and [`load`], which prove that nothing was lost;
+//! [`figures`], which collects what a run measured.
 
 pub mod admin;
 pub mod client;

@@ -39,22 +39,56 @@ enum Part {
     Trailers,
 }
 
+/// What is wanted of one answer's body, whatever protocol brings it.
+#[derive(Debug)]
+pub struct Body {
+    status: u16,
+    bytes: u64,
+    frames: Option<Frames>,
+    problem: Vec<u8>,
+}
+
+impl Body {
+    /// `is_batch`: the body of a 200 is frames, whose messages are counted; else each such answer is one message.
+    pub fn new(status: u16, is_batch: bool) -> Self {
+        let frames = (is_batch && status == 200).then(Frames::default);
+        Self { status, bytes: 0, frames, problem: Vec::new() }
+    }
+
+    pub fn feed(&mut self, bytes: &[u8]) -> Result<(), Malformed> {
+        self.bytes += bytes.len() as u64;
+        if let Some(frames) = &mut self.frames {
+            frames.feed(bytes)?;
+        } else if self.status >= 400 {
+            let room = PROBLEM_BYTES_MAX.saturating_sub(self.problem.len());
+            self.problem.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        }
+        Ok(())
+    }
+
+    pub fn finish(self, closes: bool) -> Result<Answer, Malformed> {
+        let Self { status, bytes, frames, problem } = self;
+        let messages = match frames {
+            Some(frames) => frames.finish()?,
+            None => u64::from((200..300).contains(&status) && status != 204),
+        };
+        Ok(Answer { status, code: problem_code(&problem), messages, bytes, closes })
+    }
+}
+
 /// What is known of the answer being read.
 #[derive(Debug)]
 pub struct Reader {
     part: Part,
-    status: u16,
     closes: bool,
-    bytes: u64,
-    problem: Vec<u8>,
-    frames: Option<Frames>,
+    body: Body,
     is_batch: bool,
 }
 
 impl Reader {
-    /// `is_batch`: bodies of 200 are frames, whose messages are counted; else each such answer is one message.
+    /// `is_batch`: see [`Body::new`].
     pub fn new(is_batch: bool) -> Self {
-        Self { part: Part::Head, status: 0, closes: false, bytes: 0, problem: Vec::new(), frames: None, is_batch }
+        Self { part: Part::Head, closes: false, body: Body::new(0, false), is_batch }
     }
 
     /// Reads on. Gives how many bytes were used, and the answer when it is whole; the rest is to be given again, with more.
@@ -72,7 +106,7 @@ impl Reader {
                 }
                 Part::Length(left) | Part::Chunk(left) => {
                     let take = usize::try_from(left).unwrap_or(usize::MAX).min(rest.len());
-                    self.body(&rest[..take])?;
+                    self.body.feed(&rest[..take])?;
                     used += take;
                     let left = left - take as u64;
                     let is_chunk = matches!(self.part, Part::Chunk(_));
@@ -87,7 +121,7 @@ impl Reader {
                     }
                 }
                 Part::Endless => {
-                    self.body(rest)?;
+                    self.body.feed(rest)?;
                     return Ok((input.len(), None));
                 }
                 Part::ChunkSize | Part::ChunkEnd | Part::Trailers => {
@@ -127,7 +161,7 @@ impl Reader {
             Ok(httparse::Status::Partial) => return Ok(None),
             Err(_) => return Err(Malformed("no HTTP/1.1 answer")),
         };
-        self.status = head.code.unwrap_or(0);
+        let status = head.code.unwrap_or(0);
         self.closes = head.version == Some(0);
         let mut part = Part::Endless;
         for field in head.headers.iter() {
@@ -141,33 +175,15 @@ impl Reader {
                 self.closes |= field.value.eq_ignore_ascii_case(b"close");
             }
         }
-        self.part = if self.status == 204 || self.status == 304 { Part::Length(0) } else { part };
-        self.frames = (self.is_batch && self.status == 200).then(Frames::default);
+        self.part = if status == 204 || status == 304 { Part::Length(0) } else { part };
+        self.body = Body::new(status, self.is_batch);
         Ok(Some(length))
     }
 
-    fn body(&mut self, bytes: &[u8]) -> Result<(), Malformed> {
-        self.bytes += bytes.len() as u64;
-        if let Some(frames) = &mut self.frames {
-            frames.feed(bytes)?;
-        } else if self.status >= 400 {
-            let room = PROBLEM_BYTES_MAX.saturating_sub(self.problem.len());
-            self.problem.extend_from_slice(&bytes[..bytes.len().min(room)]);
-        }
-        Ok(())
-    }
-
     fn finish(&mut self) -> Result<Answer, Malformed> {
-        let messages = match self.frames.take() {
-            Some(frames) => frames.finish()?,
-            None => u64::from((200..300).contains(&self.status) && self.status != 204),
-        };
         let closes = self.closes || self.part == Part::Endless;
-        let code = problem_code(&self.problem);
-        let answer = Answer { status: self.status, code, messages, bytes: self.bytes, closes };
-        self.problem.clear();
-        (self.part, self.bytes) = (Part::Head, 0);
-        Ok(answer)
+        self.part = Part::Head;
+        std::mem::replace(&mut self.body, Body::new(0, false)).finish(closes)
     }
 }
 
@@ -188,7 +204,7 @@ fn chunk_size(line: &[u8]) -> Result<u64, Malformed> {
 }
 
 /// `code` of a problem document.
-pub fn problem_code(body: &[u8]) -> Option<u32> {
+fn problem_code(body: &[u8]) -> Option<u32> {
     let document: serde_json::Value = serde_json::from_slice(body).ok()?;
     document.get("code")?.as_u64()?.try_into().ok()
 }

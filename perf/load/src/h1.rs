@@ -42,7 +42,7 @@ pub async fn drive(lane: &Rc<Lane>, stream: TcpStream, number: usize) {
         next: 0,
         under_way: VecDeque::new(),
         unwritten: Vec::new(),
-        reader: Reader::new(plan.is_read() && plan.batch > 1),
+        reader: Reader::new(plan.is_batch()),
         input: vec![0; if plan.is_read() { READ_BYTES } else { 16 * 1_024 }],
         filled: 0,
         patience: plan.patience(),

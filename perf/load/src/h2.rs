@@ -8,8 +8,7 @@ use http::{Request, Uri};
 use tokio::{net::TcpStream, task::JoinSet};
 
 use crate::{
-    answer::{Answer, problem_code},
-    frames::Frames,
+    answer::{Answer, Body},
     lane::Lane,
     plan::Plan,
     tally::Attempt,
@@ -81,23 +80,13 @@ fn class_of(error: &h2::Error) -> &'static str {
     if error.is_reset() { "reset" } else { "closed" }
 }
 
-async fn read(plan: &Plan, status: u16, mut body: RecvStream) -> Result<Answer, &'static str> {
-    let mut frames = (plan.is_read() && plan.batch > 1 && status == 200).then(Frames::default);
-    let (mut bytes, mut problem) = (0, Vec::new());
-    while let Some(piece) = body.data().await {
+async fn read(plan: &Plan, status: u16, mut stream: RecvStream) -> Result<Answer, &'static str> {
+    let mut body = Body::new(status, plan.is_batch());
+    while let Some(piece) = stream.data().await {
         let piece = piece.map_err(|_| "cut")?;
-        bytes += piece.len() as u64;
-        if let Some(frames) = &mut frames {
-            frames.feed(&piece).map_err(|_| "malformed")?;
-        } else if status >= 400 {
-            problem.extend_from_slice(&piece);
-        }
+        body.feed(&piece).map_err(|_| "malformed")?;
         // Only a connection that has ended refuses this, and its next piece says so.
-        let _ = body.flow_control().release_capacity(piece.len());
+        let _ = stream.flow_control().release_capacity(piece.len());
     }
-    let messages = match frames {
-        Some(frames) => frames.finish().map_err(|_| "malformed")?,
-        None => u64::from((200..300).contains(&status) && status != 204),
-    };
-    Ok(Answer { status, code: problem_code(&problem), messages, bytes, closes: false })
+    body.finish(false).map_err(|_| "malformed")
 }

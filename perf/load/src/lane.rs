@@ -38,7 +38,7 @@ pub struct Progress {
 #[derive(Debug)]
 pub struct Lane {
     pub plan: Plan,
-    pub pacer: Rc<Pacer>,
+    pub pacer: Pacer,
     tally: RefCell<Tally>,
     progress: Arc<Progress>,
     /// Requests meant to go earlier are not counted.

@@ -8,7 +8,6 @@ use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
     io,
-    rc::Rc,
     time::{Duration, Instant},
 };
 
@@ -43,8 +42,8 @@ pub struct Pacer {
 
 impl Pacer {
     /// `rate` is this thread's share, in requests a second; 0 is a closed loop.
-    pub fn new(start: Instant, end: Instant, rate: f64) -> Rc<Self> {
-        Rc::new(Self {
+    pub fn new(start: Instant, end: Instant, rate: f64) -> Self {
+        Self {
             start,
             end: Cell::new(end),
             interval: (rate > 0.0).then(|| Duration::from_secs_f64(1.0 / rate)),
@@ -52,7 +51,7 @@ impl Pacer {
             line_max: Cell::new(0),
             waiting: RefCell::default(),
             joined: Notify::new(),
-        })
+        }
     }
 
     pub fn is_open_loop(&self) -> bool {

@@ -151,6 +151,11 @@ impl Plan {
         matches!(self.work, Work::Subscribe | Work::Idle)
     }
 
+    /// Whether answers are frames of several messages.
+    pub fn is_batch(&self) -> bool {
+        self.is_read() && self.batch > 1
+    }
+
     /// How long an answer may take.
     pub fn patience(&self) -> Duration {
         let wait = if self.is_read() { Duration::from_secs(self.wait_s) } else { Duration::ZERO };

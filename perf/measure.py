@@ -127,6 +127,34 @@ def child_pids(pid):
     return found
 
 
+def numbers(text):
+    return [int(word) for word in text.split(",")]
+
+
+def target_folder():
+    return pathlib.Path(os.environ.get("CARGO_TARGET_DIR", HERE.parent / "target"))
+
+
+def starting_elsewhere(plan, index, rounds):
+    """The plan of one round; each round starts elsewhere in the list, so that drift favours nobody."""
+    turn = index * (len(plan) // rounds or 1) % len(plan)
+    return plan[turn:] + plan[:turn]
+
+
+def start_gateway(children, log_path, gateway, arguments, core=None):
+    """The gateway on free ports; returns the child and its publish address."""
+    command = [] if core is None else ["taskset", "-c", core]
+    command += [gateway, "run", *arguments]
+    for listener in ("--pub", "--sub", "--man"):
+        command += [listener, "127.0.0.1:0"]
+    with open(log_path, "wb") as log:
+        child = children.start(command, stdout=subprocess.PIPE, stderr=log)
+    try:
+        return child, ready_line(child, "ready ", 30)["pub"]
+    except Failure as failure:
+        raise Failure(f"{failure}\n{pathlib.Path(log_path).read_text(errors='replace')[-2000:]}") from None
+
+
 def descendants(pid):
     found = child_pids(pid)
     return found + [deeper for child in found for deeper in descendants(child)]

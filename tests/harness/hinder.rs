@@ -23,16 +23,30 @@ pub fn hold_threads(pid: u32, prefix: &str) -> Held {
         .filter(|path| std::fs::read_to_string(path.join("comm")).is_ok_and(|name| name.starts_with(prefix)));
     let threads: Vec<libc::pid_t> = named.filter_map(|path| path.file_name()?.to_str()?.parse().ok()).collect();
     assert!(!threads.is_empty(), "process {pid} has threads named {prefix}..");
-    let held = Held { threads, not_send: PhantomData };
-    for thread in &held.threads {
-        let mut status = 0;
-        // SAFETY: waitpid writes one int, which lives across the call.
-        let stopped = ask(libc::PTRACE_SEIZE, *thread)
-            && ask(libc::PTRACE_INTERRUPT, *thread)
-            && unsafe { libc::waitpid(*thread, &raw mut status, libc::__WALL) } == *thread;
-        assert!(stopped, "thread {thread} of {pid} can be traced: {}", io::Error::last_os_error());
+    let mut held = Held { threads: Vec::new(), not_send: PhantomData };
+    for thread in threads {
+        assert!(
+            ask(libc::PTRACE_SEIZE, thread),
+            "thread {thread} of {pid} can be traced: {}",
+            io::Error::last_os_error()
+        );
+        let stopped = stop(thread);
+        assert!(stopped, "thread {thread} of {pid} can be stopped: {}", io::Error::last_os_error());
+        held.threads.push(thread);
     }
     held
+}
+
+/// Stops a thread that is traced; if that fails it goes on untraced.
+fn stop(thread: libc::pid_t) -> bool {
+    let mut status = 0;
+    // SAFETY: waitpid writes one int, which lives across the call.
+    let mut is_stopped = || unsafe { libc::waitpid(thread, &raw mut status, libc::__WALL) } == thread;
+    let stopped = ask(libc::PTRACE_INTERRUPT, thread) && is_stopped();
+    if !stopped {
+        ask(libc::PTRACE_DETACH, thread);
+    }
+    stopped
 }
 
 /// A request of ptrace that takes neither address nor data.
@@ -45,7 +59,6 @@ fn ask(request: libc::c_uint, thread: libc::pid_t) -> bool {
 impl Drop for Held {
     fn drop(&mut self) {
         for thread in &self.threads {
-            // One that was not stopped, because holding failed half-way, cannot be let go; it goes with its process.
             ask(libc::PTRACE_DETACH, *thread);
         }
     }

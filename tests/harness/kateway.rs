@@ -293,8 +293,7 @@ pub fn run_hindered(args: &[&str], hinder: impl FnOnce(&mut Command)) -> (i32, S
     let mut command = Command::new(binary());
     hinder(&mut command);
     command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let child = process::spawn(command).expect("the gateway binary can be started");
-    let output = child.wait_with_output().expect("the gateway can be waited for");
+    let output = process::output("kateway", command, START).expect("the gateway binary can be started");
     let utf8 = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (output.status.code().unwrap_or(-1), utf8(&output.stdout), utf8(&output.stderr))
 }

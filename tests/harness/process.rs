@@ -7,7 +7,7 @@
 
 use std::io;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus, Output};
 use std::sync::{LazyLock, mpsc};
 use std::time::{Duration, Instant};
 
@@ -48,6 +48,19 @@ pub fn spawn(mut command: Command) -> io::Result<Child> {
     let (answer, child) = mpsc::channel();
     SPAWNER.send((command, answer)).expect("the spawner lives as long as the process");
     child.recv().expect("the spawner answers every job")
+}
+
+/// Runs `command` to its end and gives what it wrote; one that takes longer than `limit` is killed, and the trial fails.
+pub fn output(name: &str, command: Command, limit: Duration) -> io::Result<Output> {
+    let child = spawn(command)?;
+    let pid = i32::try_from(child.id()).expect("Linux pids are positive i32");
+    let (sender, done) = mpsc::channel();
+    std::thread::spawn(move || sender.send(child.wait_with_output()));
+    done.recv_timeout(limit).unwrap_or_else(|_| {
+        // SAFETY: kill has no memory effects; the child has not been reaped, or there would be an output.
+        unsafe { libc::kill(pid, libc::SIGKILL) };
+        panic!("{name} (pid {pid}) has not ended after {limit:?}")
+    })
 }
 
 /// A running child; killed and reaped on drop.

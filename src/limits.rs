@@ -53,8 +53,6 @@ pub const LEASES_MAX: usize = 10_000;
 pub const GROUP_WAITERS_MAX: usize = 16 * 1024;
 /// Topics a core keeps handles for; over it: 503 for topics not yet used.
 pub const TOPICS_MAX: usize = 20_000;
-/// Partitions a topic is believed to have by what stands in a commit's metadata; a larger number there is not ours.
-pub const NOTED_PARTITIONS_MAX: i32 = 100_000;
 
 const _: () = assert!(READ_BUFFER_BYTES >= HEAD_BYTES_MAX + 1024);
 const _: () = assert!(TARGET_BYTES_MAX < HEAD_BYTES_MAX);

@@ -12,7 +12,7 @@ pub use crate::kafka::ClientCounter;
 use crate::{
     kafka::KafkaStore,
     store::{
-        Ack, AdminError, Group, ProduceError, Record, Reset, Store, Stored, Topic, TopicMeta, Watermarks,
+        Ack, AdminError, Begin, Group, ProduceError, Record, Store, Stored, Topic, TopicMeta, Watermarks,
         memory::MemoryStore, null::NullStore,
     },
 };
@@ -101,8 +101,8 @@ impl Store for Backend {
         each!(self, store => store.watermarks(topic).await)
     }
 
-    fn open_group(&self, topic: &Rc<Topic>, group_id: &str, reset: Reset) -> Result<Rc<Group>, AdminError> {
-        each!(self, store => store.open_group(topic, group_id, reset))
+    fn open_group(&self, topic: &Rc<Topic>, group_id: &str, begin: Begin) -> Result<Rc<Group>, AdminError> {
+        each!(self, store => store.open_group(topic, group_id, begin))
     }
 
     async fn close_group(&self, group: &Rc<Group>) {

@@ -11,7 +11,7 @@ use super::{
     frame::{FetchRequest, GroupKey},
     reply::{self, Problem},
 };
-use crate::store::{Group, GroupStatus, Store, Topic};
+use crate::store::{Begin, Group, GroupStatus, Store, Topic};
 
 /// See the module text.
 #[derive(Debug, Default)]
@@ -26,6 +26,7 @@ impl Groups {
         backend: &Backend,
         topic: &Rc<Topic>,
         request: &FetchRequest,
+        begin: Begin,
         groups_max: usize,
     ) -> Result<Rc<Group>, Problem> {
         let mut open = self.open.borrow_mut();
@@ -35,7 +36,7 @@ impl Groups {
         if open.len() >= groups_max {
             return Err(Problem::new(&codes::TOO_MANY_GROUPS, format!("this core serves {groups_max} groups")));
         }
-        let group = backend.open_group(topic, &request.key.group_id, request.reset).map_err(reply::admin_failed)?;
+        let group = backend.open_group(topic, &request.key.group_id, begin).map_err(reply::admin_failed)?;
         open.insert(request.key.clone(), Rc::clone(&group));
         Ok(group)
     }

@@ -188,6 +188,11 @@ impl Publish {
             // The topic may have grown since the snapshot.
             ctx.refresh_topics(data).await?;
         }
+        let topic = match (topic.partitions.get(), &self.topic) {
+            // It is gone, which this look-up has found out: the same as if it had never been.
+            (0, TopicRef::Known(gone)) => ctx.find_topic(&gone.name, true).await?,
+            _ => topic,
+        };
         match topic.partitions.get() {
             0 => Err(reply::unknown_topic()),
             count if partition < count => Ok(topic),

@@ -22,7 +22,7 @@ use crate::{
     metrics::ShardMetrics,
     proto::{Body, Head, Reply, Sent},
     registry::names,
-    store::{Delivery, FetchSpec, Group, Reset, TagFilter},
+    store::{Begin, Delivery, FetchSpec, Group, Reset, TagFilter},
 };
 
 /// The parameters of the route.
@@ -148,11 +148,17 @@ pub async fn fetch_here(ctx: &Rc<Context>, request: &FetchRequest) -> Result<(Rc
         let group = Group::new(&request.key.topic, &request.key.group_id, 0);
         return Ok((group, Delivery::default()));
     }
+    let known = data.topics.get(&request.key.topic).map_or(request.partitions, |topic| topic.partitions.get());
+    let begin = Begin { reset: request.reset, partitions: known.min(request.partitions) };
     let topic = data
         .topics
         .put_at_least(&request.key.topic, request.partitions)
         .ok_or_else(|| Problem::new(&codes::CORE_BUSY, "this core knows as many topics as it takes"))?;
-    let group = data.groups.get_or_open(&data.backend, &topic, request, groups_max)?;
+    if topic.partitions.get() != request.partitions {
+        // The asking core may know better: the topic may have been made again, smaller.
+        ctx.want_refresh(data);
+    }
+    let group = data.groups.get_or_open(&data.backend, &topic, request, begin, groups_max)?;
     if group.fetching() >= waiters_max {
         let detail = format!("{waiters_max} clients read this group");
         return Err(Problem::new(&codes::TOO_MANY_READERS, detail));

@@ -35,7 +35,7 @@ use crate::{
     config::resolve::Config,
     offload::Offload,
     readiness::Socket,
-    store::{Group, Offset, Partition, Reset, Topic, notify::Notify},
+    store::{Begin, Group, Offset, Partition, Topic, notify::Notify},
 };
 
 /// How long a client that could not be made, or that broke, waits for the next.
@@ -59,6 +59,7 @@ pub(super) struct Member {
     pub topic: CString,
     pub standing: RefCell<Standing>,
     pub around: Surroundings,
+    is_looking: Cell<bool>,
     is_over: Cell<bool>,
     over: Notify,
     task: RefCell<Option<Task<()>>>,
@@ -66,13 +67,14 @@ pub(super) struct Member {
 
 impl Member {
     /// Joins. The pump runs until the group is closed or the member dropped.
-    pub fn join(around: Surroundings, topic: &Topic, group_id: &str, reset: Reset) -> Rc<Self> {
+    pub fn join(around: Surroundings, topic: &Topic, group_id: &str, begin: Begin) -> Rc<Self> {
         around.stats.groups_opened.one();
         let member = Rc::new(Self {
             group: Group::new(&topic.name, group_id, around.config.subscribe.leases_max),
             topic: topic_name(&topic.name),
-            standing: RefCell::new(Standing::new(reset, topic.partitions.get())),
+            standing: RefCell::new(Standing::new(begin)),
             around,
+            is_looking: Cell::new(false),
             is_over: Cell::new(false),
             over: Notify::default(),
             task: RefCell::default(),
@@ -162,6 +164,29 @@ impl Member {
     /// What is to be committed, in librdkafka's form.
     pub fn commits(&self, ends: &[(Partition, Offset)]) -> PartitionList {
         offsets::commits(&self.topic, ends, self.standing.borrow().first_partitions)
+    }
+}
+
+// === the commits of others ===
+
+impl Member {
+    /// A member that has no partitions learns what others have committed, once: when the topic is made again it could not know
+    /// otherwise that the group is older. If that fails, the pump asks for it again.
+    pub fn look(self: &Rc<Self>, client: &Arc<Client>) {
+        if !self.standing.borrow().committed.is_empty() || self.is_looking.replace(true) {
+            return;
+        }
+        let (this, client) = (Rc::clone(self), Arc::clone(client));
+        glommio::spawn_local(async move {
+            let (topic, standing) = (this.topic.clone(), this.standing.borrow().clone());
+            let look = move || offsets::look(&client, &topic, &standing, COMMIT_MAX);
+            if let Ok(Ok(commits)) = this.around.offload.run(look).await {
+                this.around.stats.looks.one();
+                this.standing.borrow_mut().learn(&commits);
+            }
+            this.is_looking.set(false);
+        })
+        .detach();
     }
 }
 

@@ -47,7 +47,7 @@ use self::{
 use crate::{
     config::resolve::Config,
     offload::Offload,
-    store::{Ack, AdminError, Group, ProduceError, Record, Reset, Store, Topic, TopicMeta, Watermarks},
+    store::{Ack, AdminError, Begin, Group, ProduceError, Record, Store, Topic, TopicMeta, Watermarks},
 };
 
 /// How often overdue requests are looked for: how much later than its deadline an answer may come.
@@ -147,8 +147,8 @@ impl Store for KafkaStore {
         self.admin.watermarks(topic).await
     }
 
-    fn open_group(&self, topic: &Rc<Topic>, group_id: &str, reset: Reset) -> Result<Rc<Group>, AdminError> {
-        let member = Member::join(self.around.clone(), topic, group_id, reset);
+    fn open_group(&self, topic: &Rc<Topic>, group_id: &str, begin: Begin) -> Result<Rc<Group>, AdminError> {
+        let member = Member::join(self.around.clone(), topic, group_id, begin);
         let group = Rc::clone(&member.group);
         self.members.borrow_mut().push(member);
         Ok(group)

@@ -5,13 +5,15 @@
 //!
 //! A group that asked for the newest does so once, for the partitions there were when it began: see [`Standing`].
 
-use std::{collections::BTreeMap, ffi::CStr, sync::Arc, time::Duration};
-
-use super::native::{Client, End, ErrorCode, PartitionList, Queue};
-use crate::{
-    limits,
-    store::{Offset, Partition, Reset},
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ffi::CStr,
+    sync::Arc,
+    time::Duration,
 };
+
+use super::native::{Client, End, Entry, ErrorCode, PartitionList, Queue};
+use crate::store::{Begin, Offset, Partition, Reset};
 
 /// librdkafka's "no offset given".
 const OFFSET_UNKNOWN: Offset = -1001;
@@ -19,15 +21,17 @@ const OFFSET_UNKNOWN: Offset = -1001;
 /// What a member knows of its group beside the offsets it finds committed: whether the group has chosen already where it starts.
 ///
 /// `reset` is that choice, and it is made once. A partition without a commit is new to the group if the topic has grown since the
-/// group began, or if the topic was made again (then all commits are gone): it is read from its beginning. How large the topic
-/// was is noted beside every commit, because the next gateway to open the group has never seen it smaller.
+/// group began, or if the topic was made again (then commits this member has seen are gone): it is read from its beginning. How
+/// large the topic was is noted beside every commit, because the next gateway to open the group has never seen it smaller. What was
+/// made again while no gateway had the group open cannot be told from a group that begins: `reset` decides.
 #[derive(Clone, Debug)]
 pub(super) struct Standing {
     pub reset: Reset,
-    /// How many partitions the topic had when the group began, as far as is known; 0 once all of them are new to it.
+    /// How many partitions the topic had when the group began, as far as is known; 0 once all of them are new to it. It only falls:
+    /// too small means from the oldest, too large would skip.
     pub first_partitions: Partition,
-    /// The group has had an offset committed in this topic.
-    pub has_committed: bool,
+    /// Where the group has had an offset committed, by anybody.
+    pub committed: BTreeSet<Partition>,
     /// Starts this member has chosen: they hold even if their commit failed.
     pub chosen: BTreeMap<Partition, Offset>,
 }
@@ -46,7 +50,17 @@ pub(super) struct Start {
 #[derive(Debug)]
 pub(super) struct Assigned {
     pub starts: Vec<Start>,
-    pub standing: Standing,
+    pub commits: Commits,
+}
+
+/// What the group's coordinator says is committed.
+#[derive(Debug, Default)]
+pub(super) struct Commits {
+    found: Vec<Partition>,
+    /// The least of their notes.
+    note: Option<Partition>,
+    /// One that was known when it was asked for is not there any more.
+    is_one_gone: bool,
 }
 
 /// Why an assignment could not be answered.
@@ -66,7 +80,7 @@ pub(super) fn assign(
     mut standing: Standing,
     timeout: Duration,
 ) -> Result<Assigned, AssignError> {
-    let offsets = starts(client, topic, partitions, &mut standing, timeout).map_err(AssignError::Offsets)?;
+    let (offsets, commits) = starts(client, topic, partitions, &mut standing, timeout).map_err(AssignError::Offsets)?;
     let mut found = Vec::with_capacity(offsets.len());
     for (partition, offset, is_chosen) in offsets {
         // Split before the assignment: from its first message on everything comes by this queue.
@@ -77,11 +91,11 @@ pub(super) fn assign(
     }
     let list = PartitionList::new(topic, found.iter().map(|start| (start.partition, start.offset)));
     client.assign(&list).map_err(AssignError::Refused)?;
-    Ok(Assigned { starts: found, standing })
+    Ok(Assigned { starts: found, commits })
 }
 
 /// A partition, where it starts, and whether that was chosen here.
-type Begin = (Partition, Offset, bool);
+type Place = (Partition, Offset, bool);
 
 fn starts(
     client: &Client,
@@ -89,19 +103,15 @@ fn starts(
     partitions: &[Partition],
     standing: &mut Standing,
     timeout: Duration,
-) -> Result<Vec<Begin>, ErrorCode> {
+) -> Result<(Vec<Place>, Commits), ErrorCode> {
     if partitions.is_empty() {
-        return Ok(Vec::new());
+        return Ok(Default::default());
     }
-    // Also what others of the group have committed: for the note.
-    let others = (0..standing.first_partitions).filter(|partition| !partitions.contains(partition));
-    let mut committed = PartitionList::new(topic, partitions.iter().copied().chain(others).map(|p| (p, 0)));
-    client.committed(&mut committed, timeout)?;
-    standing.learn(committed.entries().any(|entry| entry.offset >= 0), committed.notes().filter_map(read_note).min());
-    let ours: Vec<_> = committed.entries().take(partitions.len()).collect();
+    let (ours, commits) = ask(client, topic, partitions, standing, timeout)?;
     if let Some(failed) = ours.iter().find(|entry| !entry.code.is_ok()) {
         return Err(failed.code);
     }
+    standing.learn(&commits);
     let (known, new): (Vec<_>, Vec<_>) = ours.into_iter().partition(|entry| entry.offset >= 0);
     let mut starts: Vec<_> = known.iter().map(|entry| (entry.partition, entry.offset, false)).collect();
     for (reset, end) in [(Reset::Oldest, End::Oldest), (Reset::Newest, End::Latest)] {
@@ -115,36 +125,75 @@ fn starts(
             if !entry.code.is_ok() {
                 return Err(entry.code);
             }
-            let offset = *standing.chosen.entry(entry.partition).or_insert(entry.offset.max(0));
+            let offset = standing.chosen.get(&entry.partition).copied().unwrap_or(entry.offset.max(0));
             starts.push((entry.partition, offset, true));
         }
     }
-    Ok(starts)
+    Ok((starts, commits))
+}
+
+/// What is committed for `ours`, and what that and the commits of the others tell.
+fn ask(
+    client: &Client,
+    topic: &CStr,
+    ours: &[Partition],
+    standing: &Standing,
+    timeout: Duration,
+) -> Result<(Vec<Entry>, Commits), ErrorCode> {
+    let others = (0..standing.first_partitions).filter(|partition| !ours.contains(partition));
+    let mut list = PartitionList::new(topic, ours.iter().copied().chain(others).map(|p| (p, 0)));
+    client.committed(&mut list, timeout)?;
+    let answered = list.entries().filter(|entry| entry.code.is_ok());
+    let (found, none): (Vec<_>, Vec<_>) = answered.partition(|entry| entry.offset >= 0);
+    let commits = Commits {
+        found: found.iter().map(|entry| entry.partition).collect(),
+        note: list.notes().filter_map(read_note).min(),
+        is_one_gone: none.iter().any(|entry| standing.committed.contains(&entry.partition)),
+    };
+    Ok((list.entries().take(ours.len()).collect(), commits))
+}
+
+/// What others have committed: for a member that has no partitions.
+pub(super) fn look(
+    client: &Client,
+    topic: &CStr,
+    standing: &Standing,
+    timeout: Duration,
+) -> Result<Commits, ErrorCode> {
+    if standing.first_partitions == 0 {
+        return Ok(Commits::default());
+    }
+    ask(client, topic, &[], standing, timeout).map(|(_, commits)| commits)
 }
 
 // === impl Standing ===
 
 impl Standing {
-    pub fn new(reset: Reset, partitions: Partition) -> Self {
-        Self { reset, first_partitions: partitions, has_committed: false, chosen: BTreeMap::new() }
+    pub fn new(begin: Begin) -> Self {
+        let Begin { reset, partitions } = begin;
+        Self { reset, first_partitions: partitions, committed: BTreeSet::new(), chosen: BTreeMap::new() }
     }
 
-    /// What the commits of the topic say: whether there is any, and the least of their notes.
-    fn learn(&mut self, is_any_committed: bool, note: Option<Partition>) {
-        match (is_any_committed, note) {
-            (true, Some(count)) => self.first_partitions = count,
-            // Committed by another tool: the group had begun before any of ours came, at nobody knows what size.
-            (true, None) => self.first_partitions = 0,
-            // The commits went with the topic they were of.
-            (false, _) if self.has_committed => self.begin_anew(),
-            (false, _) => {}
+    pub fn learn(&mut self, commits: &Commits) {
+        if commits.is_one_gone {
+            // It went with the topic it was of.
+            self.begin_anew();
         }
-        self.has_committed |= is_any_committed;
+        // Commits of other tools have no note, and say nothing of the size.
+        self.first_partitions = commits.note.map_or(self.first_partitions, |count| count.min(self.first_partitions));
+        self.committed.extend(&commits.found);
+    }
+
+    /// Where `starts` begin was chosen, of those that say so.
+    pub fn choose(&mut self, starts: &[Start]) {
+        let chosen = starts.iter().filter(|start| start.is_chosen);
+        self.chosen.extend(chosen.map(|start| (start.partition, start.offset)));
     }
 
     /// The topic is another one under the same name: all of it is new to the group.
     pub fn begin_anew(&mut self) {
         self.first_partitions = 0;
+        self.committed.clear();
         self.chosen.clear();
     }
 
@@ -157,8 +206,8 @@ impl Standing {
 const NOTE: &str = "kateway first_partitions=";
 
 fn read_note(note: &[u8]) -> Option<Partition> {
-    let count = std::str::from_utf8(note).ok()?.strip_prefix(NOTE)?.parse().ok()?;
-    (0..=limits::NOTED_PARTITIONS_MAX).contains(&count).then_some(count)
+    let count: Partition = std::str::from_utf8(note).ok()?.strip_prefix(NOTE)?.parse().ok()?;
+    (count >= 0).then_some(count)
 }
 
 /// What is to be committed, with the note.
@@ -190,27 +239,30 @@ mod tests {
         assert_eq!(read_note(b"kateway first_partitions=0"), Some(0));
     }
 
-    /// Standing of a group that began with 2 of now 3 partitions, after what its commits said.
-    fn newest(is_any_committed: bool, note: Option<Partition>, has_committed: bool) -> [Reset; 3] {
-        let mut standing = Standing { has_committed, ..Standing::new(Reset::Newest, 2) };
-        standing.learn(is_any_committed, note);
+    /// Standing of a member that knew 2 of now 3 partitions, after what the commits said.
+    fn newest(found: &[Partition], note: Option<Partition>, is_one_gone: bool) -> [Reset; 3] {
+        let mut standing = Standing::new(Begin { reset: Reset::Newest, partitions: 2 });
+        standing.learn(&Commits { found: found.to_vec(), note, is_one_gone });
+        assert!(standing.committed.iter().eq(found));
         [0, 1, 2].map(|partition| standing.reset_of(partition))
     }
 
     #[test]
     fn reset_is_for_the_partitions_the_group_began_with() {
         use Reset::{Newest, Oldest};
-        assert_eq!(newest(false, None, false), [Newest, Newest, Oldest], "nothing is committed yet");
-        assert_eq!(newest(true, Some(2), true), [Newest, Newest, Oldest]);
-        assert_eq!(newest(true, Some(3), false), [Newest; 3], "the note knows better than the snapshot");
-        assert_eq!(newest(true, Some(0), false), [Oldest; 3], "the topic was made again before");
-        assert_eq!(newest(true, None, false), [Oldest; 3], "another tool has committed");
-        assert_eq!(newest(false, None, true), [Oldest; 3], "the commits are gone");
+        assert_eq!(newest(&[], None, false), [Newest, Newest, Oldest], "nothing is committed yet");
+        assert_eq!(newest(&[0], Some(2), false), [Newest, Newest, Oldest]);
+        assert_eq!(newest(&[0], Some(1), false), [Newest, Oldest, Oldest], "the note knows better than the snapshot");
+        assert_eq!(newest(&[0], Some(i32::MAX), false), [Newest, Newest, Oldest], "no note makes it larger");
+        assert_eq!(newest(&[0], Some(0), false), [Oldest; 3], "the topic was made again before");
+        assert_eq!(newest(&[0], None, false), [Newest, Newest, Oldest], "another tool has committed");
+        assert_eq!(newest(&[], None, true), [Oldest; 3], "the commits are gone");
+        assert_eq!(newest(&[1], Some(2), true), [Oldest; 3], "one came late, or stayed: others are gone all the same");
     }
 
     #[test]
     fn notes_of_others_say_nothing() {
-        const TOO_MANY: &[u8] = b"kateway first_partitions=100001";
+        const TOO_MANY: &[u8] = b"kateway first_partitions=4294967296";
         for note in [&b""[..], b"4", b"kateway first_partitions=", b"kateway first_partitions=-4", b"\xff\0", TOO_MANY]
         {
             assert_eq!(read_note(note), None, "{note:?}");

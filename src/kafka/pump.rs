@@ -17,7 +17,7 @@ use super::{
     consumer::{Member, leave_by},
     delivery::log_line,
     native::{Client, ErrorCode, Event, Fetched, PartitionList, Queue},
-    offsets::{Assigned, Standing, Start},
+    offsets::{Assigned, Start},
     rebalance::{Answers, Outcome, Rebalance},
 };
 use crate::{
@@ -27,6 +27,8 @@ use crate::{
 
 /// The consumer queue is polled at least so often.
 const TICK: Duration = Duration::from_secs(1);
+/// A member without partitions asks so often for the commits of others, until it has seen one.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// A commit whose result did not come by then is taken for failed.
 const COMMIT_LOST: Duration = Duration::from_secs(15);
 /// How long a refusal (authorization, no such topic) is shown to clients when it does not repeat.
@@ -65,6 +67,7 @@ pub(super) struct Pump {
     committing: Option<Committing>,
     commit_due: Instant,
     tick_due: Instant,
+    look_due: Instant,
     /// Since when no broker answers.
     down_since: Option<Instant>,
     fault_until: Option<Instant>,
@@ -87,6 +90,7 @@ impl Pump {
             committing: None,
             commit_due: now,
             tick_due: now,
+            look_due: now,
             down_since: None,
             fault_until: None,
             is_broken: false,
@@ -186,12 +190,12 @@ impl Pump {
     fn take_outcome(&mut self, outcome: Outcome) {
         let group = &self.member.group;
         match outcome {
-            Outcome::Assigned(Assigned { starts, standing }) => {
-                let mut known = self.member.standing.borrow_mut();
-                // A commit may have ended while the offsets were asked for.
-                let has_committed = known.has_committed || standing.has_committed;
-                *known = Standing { has_committed, ..standing };
-                drop(known);
+            Outcome::Assigned(Assigned { starts, commits }) => {
+                // What else was learnt while the offsets were asked for stays.
+                let mut standing = self.member.standing.borrow_mut();
+                standing.learn(&commits);
+                standing.choose(&starts);
+                drop(standing);
                 self.take_partitions(starts);
             }
             Outcome::NotAssigned => {}
@@ -212,10 +216,12 @@ impl Pump {
                 };
                 if !ends.is_empty() {
                     counter.one();
-                    self.member.standing.borrow_mut().has_committed |= is_committed;
                 }
-                if !is_committed {
-                    group.mark_uncommitted(ends.into_iter().map(|(partition, _)| partition));
+                let partitions = ends.into_iter().map(|(partition, _)| partition);
+                if is_committed {
+                    self.member.standing.borrow_mut().committed.extend(partitions);
+                } else {
+                    group.mark_uncommitted(partitions);
                 }
             }
         }
@@ -370,7 +376,8 @@ impl Pump {
             .map(|entry| entry.partition)
             .collect();
         if code.is_ok() && failed.is_empty() {
-            self.member.standing.borrow_mut().has_committed = true;
+            let committed = partitions.into_iter().flat_map(PartitionList::entries).map(|entry| entry.partition);
+            self.member.standing.borrow_mut().committed.extend(committed);
             stats.commits.one();
             self.heard();
             return;
@@ -409,7 +416,7 @@ impl Pump {
         }
     }
 
-    /// Once a second: lag, and whether waiting clients should be told that nothing can come.
+    /// Once a second: lag, what others have committed, and whether waiting clients should be told that nothing can come.
     fn tick(&mut self, now: Instant) {
         if now < self.tick_due {
             return;
@@ -423,6 +430,10 @@ impl Pump {
         }
         if self.member.around.reach.is_up() {
             self.down_since = None;
+            if self.parts.is_empty() && group.is_assigned() && now >= self.look_due {
+                self.look_due = now + LOOK_EVERY;
+                self.member.look(&self.client);
+            }
             if self.fault_until.is_some_and(|until| now > until) {
                 self.fault_until = None;
                 group.recovered();

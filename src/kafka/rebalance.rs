@@ -11,7 +11,7 @@ use std::{
     collections::VecDeque,
     rc::Rc,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -26,8 +26,10 @@ use crate::{
 
 /// Between two questions for offsets.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
-/// What a commit may hold up a rebalance.
+/// What one try of a commit may hold up a rebalance.
 pub(super) const COMMIT_MAX: Duration = Duration::from_secs(2);
+/// After this no other try begins. What is not committed comes again; a start that is not is chosen again, perhaps later.
+const COMMIT_TRIES_MAX: Duration = Duration::from_secs(3);
 
 /// What librdkafka wants answered.
 #[derive(Debug)]
@@ -166,13 +168,23 @@ impl Answers {
         if ends.is_empty() {
             return true;
         }
-        let (client, commits) = (Arc::clone(&self.client), self.member.commits(ends));
-        let committed = self.call(move || client.commit_and_wait(&commits, COMMIT_MAX)).await;
-        if let Ok(Err(code)) = &committed {
+        let since = Instant::now();
+        loop {
+            let (client, commits) = (Arc::clone(&self.client), self.member.commits(ends));
+            let error = match self.call(move || client.commit_and_wait(&commits, COMMIT_MAX)).await {
+                Ok(Ok(())) => return true,
+                Ok(Err(code)) => code.name(),
+                Err(OffloadError::Full) => "the offload pool is full",
+                Err(OffloadError::Panicked) => "a call failed",
+            };
+            let is_last = self.is_over.get() || since.elapsed() + ASK_AGAIN > COMMIT_TRIES_MAX;
             let group = &self.member.group.group_id;
-            tracing::warn!(group, error = code.name(), "commit before giving up failed");
+            tracing::warn!(group, error, is_last, "commit before giving up failed");
+            if is_last {
+                return false;
+            }
+            glommio::timer::sleep(ASK_AGAIN).await;
         }
-        matches!(committed, Ok(Ok(())))
     }
 
     async fn call<T: Send + 'static>(&self, call: impl FnOnce() -> T + Send + 'static) -> Result<T, OffloadError> {

@@ -69,6 +69,7 @@ counters! {
         lost_partitions: "kateway_consumer_lost_partitions_total", "Partitions taken away before anything could be committed.";
         commits: "kateway_consumer_commits_total", "Offset commits.";
         commits_failed: "kateway_consumer_commits_failed_total", "Offset commits that failed.";
+        looks: "kateway_consumer_looks_total", "Looks of members without partitions at what others have committed.";
         offset_resets: "kateway_consumer_offset_resets_total", "Partitions continued at the oldest because their offset was gone.";
         errors: "kateway_consumer_errors_total", "Consumer errors.";
         restarts: "kateway_consumer_restarts_total", "Consumers replaced after a fatal error.";

@@ -20,8 +20,8 @@ use atomic_waker::AtomicWaker;
 use bytes::Bytes;
 
 use super::{
-    Ack, AdminError, Group, Header, Message, Offset, Partition, ProduceError, Record, Reset, Store, Stored, Topic,
-    TopicMeta, Watermarks, murmur2,
+    Ack, AdminError, Begin, Group, Header, Message, Offset, Partition, ProduceError, Record, Reset, Store, Stored,
+    Topic, TopicMeta, Watermarks, murmur2,
 };
 use crate::limits;
 
@@ -269,12 +269,12 @@ impl Store for MemoryStore {
         self.broker.watermarks(&topic.name).ok_or(AdminError::UnknownTopic)
     }
 
-    fn open_group(&self, topic: &Rc<Topic>, group_id: &str, reset: Reset) -> Result<Rc<Group>, AdminError> {
+    fn open_group(&self, topic: &Rc<Topic>, group_id: &str, begin: Begin) -> Result<Rc<Group>, AdminError> {
         let marks = self.broker.watermarks(&topic.name).ok_or(AdminError::UnknownTopic)?;
         let group = Group::new(&topic.name, group_id, self.leases_max);
         let mut next = Vec::with_capacity(marks.len());
         for mark in marks {
-            let start = self.broker.start_of(&topic.name, group_id, mark.partition, reset);
+            let start = self.broker.start_of(&topic.name, group_id, mark.partition, begin.reset);
             group.assign(mark.partition, start);
             next.push((mark.partition, start));
         }

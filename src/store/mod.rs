@@ -155,6 +155,14 @@ pub enum Reset {
     Newest,
 }
 
+/// How a group begins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Begin {
+    pub reset: Reset,
+    /// Partitions `reset` is for: those every core of the gateway knows of, which can be fewer than the topic's while cores disagree.
+    pub partitions: Partition,
+}
+
 /// Oldest and next offset of one partition.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Watermarks {
@@ -183,7 +191,7 @@ pub trait Store {
     fn watermarks(&self, topic: &Topic) -> impl Future<Output = Result<Vec<Watermarks>, AdminError>>;
 
     /// Joins `group` (Kafka's group id) on `topic`. Returns at once; the group fills when partitions are assigned.
-    fn open_group(&self, topic: &Rc<Topic>, group_id: &str, reset: Reset) -> Result<Rc<Group>, AdminError>;
+    fn open_group(&self, topic: &Rc<Topic>, group_id: &str, begin: Begin) -> Result<Rc<Group>, AdminError>;
 
     /// Commits what is acknowledged, leaves, and frees the client. The group is not used afterwards.
     fn close_group(&self, group: &Rc<Group>) -> impl Future<Output = ()>;

@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::{
-    Ack, AdminError, Group, ProduceError, Record, Reset, Store, Stored, Topic, TopicMeta, Watermarks, murmur2,
+    Ack, AdminError, Begin, Group, ProduceError, Record, Store, Stored, Topic, TopicMeta, Watermarks, murmur2,
 };
 
 /// See the module text.
@@ -97,7 +97,7 @@ impl Store for NullStore {
         Ok(Vec::new())
     }
 
-    fn open_group(&self, topic: &Rc<Topic>, group_id: &str, _reset: Reset) -> Result<Rc<Group>, AdminError> {
+    fn open_group(&self, topic: &Rc<Topic>, group_id: &str, _begin: Begin) -> Result<Rc<Group>, AdminError> {
         let group = Group::new(&topic.name, group_id, 0);
         group.set_assigned();
         Ok(group)

@@ -8,7 +8,7 @@
 //! the topic.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use kateway_tests::client::{Connection, Failure, Response};
@@ -27,6 +27,7 @@ pub const CASES: &[Case] = &[
     Case::new("topics::new_partition_refuses_no_other", new_partition_refuses_no_other).kafka(),
     Case::new("topics::recreated_topic", recreated_topic).kafka(),
     Case::new("topics::recreated_topic_for_newest", recreated_topic_for_newest).kafka(),
+    Case::new("topics::recreated_topic_for_idle_member", recreated_topic_for_idle_member).kafka(),
     Case::new("topics::recreated_topic_keeps_old_commits", recreated_topic_keeps_old_commits).kafka(),
     Case::new("topics::names_that_collide", names_that_collide).kafka(),
     Case::new("topics::full_producer_queue", full_producer_queue).kafka().alone(),
@@ -130,15 +131,16 @@ fn new_partition_refuses_no_other() {
     admin.create_partitions(&topic.in_kafka(), 5);
     // The snapshot has it from here on.
     publish_until_stored(3, || gateway.publish(&topic.publish("partition=3", folder::unique("message"))));
+    let (is_stored, refused) = (AtomicBool::new(false), AtomicUsize::new(0));
     let publish = |connection: &mut Connection, query: &str| {
         let answer =
             connection.call(&topic.publish(query, folder::unique("message"))).unwrap_or_else(|e| panic!("{e}"));
         if answer.status != 201 {
             assert_eq!(problem::check(&answer, 503).code, 50301, "{query}: {}", answer.text());
+            refused.fetch_add(1, Ordering::Relaxed);
         }
         answer.status
     };
-    let is_stored = AtomicBool::new(false);
     std::thread::scope(|scope| {
         for client in 0..CLIENTS {
             let (gateway, is_stored, publish) = (&gateway, &is_stored, &publish);
@@ -157,6 +159,7 @@ fn new_partition_refuses_no_other() {
             });
         }
     });
+    assert!(refused.load(Ordering::Relaxed) > 0, "the producer was asked before it knew");
 }
 
 /// Publishes to a partition that is new until it is stored there; gives the codes it was refused with before.
@@ -317,6 +320,44 @@ fn recreate(reset: &str) {
     let payloads: Vec<_> = kcat::read_all(admin.brokers(), &topic.in_kafka()).into_iter().map(|r| r.payload).collect();
     let expected: Vec<_> = (0..NEW).map(|n| Some(format!("new {n}").into_bytes())).collect();
     assert_eq!(payloads, expected, "what was refused is not there");
+}
+
+/// Of two members one has no partition, because there is only one, and so commits nothing. When the topic is made again, with the other
+/// member gone, it must know all the same that the group is older than the topic.
+fn recreated_topic_for_idle_member() {
+    const QUERY: &str = "reset=newest&wait=500ms";
+    let admin = kafka().admin();
+    let topic = Topic::fresh("again");
+    let group = topic.group_in_kafka("g");
+    admin.create_topic(&topic.in_kafka(), 1);
+    let mut first = attentive().start();
+    wait_until(SOON, "the first member has the partition", || {
+        first.subscribe(&topic.read("g", QUERY));
+        admin.committed(&group, &topic.in_kafka()) == [Some(0)]
+    });
+    publish_in_order(&first, &topic, "old", 0..OLD);
+    let second = attentive().start();
+    wait_until(SOON, "the second member has joined, without a partition", || {
+        second.subscribe(&topic.read("g", QUERY));
+        admin.members(&group).len() == 2
+    });
+    wait_until(SOON, "the second member has seen the commit of the first", || {
+        second.scrape().sum("kateway_consumer_looks_total", &[]) > 0.0
+    });
+    // Whichever of them has it: the other is the one to try.
+    let has_partition = |gateway: &Kateway| !partitions_of_group(gateway, &topic).is_empty();
+    wait_until(SOON, "one of them has the partition", || has_partition(&first) != has_partition(&second));
+    assert!(has_partition(&first), "cooperative-sticky leaves the partition where it is");
+    read_in_order(&first, &topic, "reset=newest", "old", 0..OLD);
+    wait_committed(&topic, "g", OLD);
+
+    // Killed: its session ends later than the topic, so the second gets the partition of the new one, not of the old.
+    first.kill();
+    admin.delete_topic(&topic.in_kafka());
+    admin.create_topic(&topic.in_kafka(), 1);
+    admin.produce(&topic.in_kafka(), 1, (0..NEW).map(|n| format!("new {n}").into_bytes()));
+    read_in_order(&second, &topic, "reset=newest", "new", 0..NEW);
+    wait_committed(&topic, "g", NEW);
 }
 
 /// The group was not read when the topic went, and stands beyond the new one's end.

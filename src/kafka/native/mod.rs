@@ -31,7 +31,7 @@ mod calls;
 mod message;
 mod outbox;
 
-pub use calls::{End, PartitionList};
+pub use calls::{End, Entry, PartitionList};
 pub use message::{Fetched, Reported, Status};
 pub use outbox::{Outbox, Ticket};
 

@@ -267,8 +267,9 @@ pub const KEYS: &[Key] = &[
     Key {
         path: "kafka.linger_us",
         kind: Kind::Int { min: 0, max: 1_000_000 },
-        default: Preset::Int(300),
-        doc: "Microseconds a message may wait in the producer for others to share its request with.",
+        default: Preset::Int(100),
+        doc: "Microseconds a message may wait in the producer for others to share its request with. 0: none waits, and each is \
+              nearly a request of its own.",
         hot: false,
     },
     Key {

@@ -12,6 +12,7 @@
 //! This module knows no HTTP and no tenants: topics and groups have Kafka's names here.
 
 mod admin;
+mod batching;
 mod consumer;
 mod delivery;
 mod native;

@@ -23,7 +23,7 @@ use crate::{Case, kafka};
 pub const CASES: &[Case] = &[
     Case::new("group_sharing::eight_clients_two_shards", eight_clients_two_shards).kafka().alone(),
     Case::new("group_sharing::eight_clients_two_gateways", eight_clients_two_gateways).kafka().alone(),
-    Case::new("group_sharing::eight_clients_on_memory", eight_clients_on_memory),
+    Case::new("group_sharing::eight_clients_on_memory", eight_clients_on_memory).alone(),
     Case::new("group_sharing::groups_are_independent", groups_are_independent).kafka(),
 ];
 

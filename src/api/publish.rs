@@ -14,7 +14,7 @@ use bytes::Bytes;
 use super::{
     admit::Inflight,
     codes,
-    context::Context,
+    context::{Context, DataPlane},
     query::{Query, invalid, percent_decode},
     reply::{self, Problem, Stamp},
 };
@@ -115,51 +115,45 @@ impl Publish {
         }
         let began = timing.enqueued;
         let deadline = began + ctx.config.borrow().publish.deadline;
-        let topic = self.topic(ctx, deadline).await?;
-        let record = std::mem::take(&mut self.record);
+        let mut topic = self.topic(ctx, deadline).await?;
+        let mut record = std::mem::take(&mut self.record);
         let is_chosen_by_store = record.partition.is_none();
-        timing.enqueued = Instant::now();
-        let answer = if self.is_async || self.ack == Ack::None {
-            data.backend.enqueue(&topic, record, self.ack).map(|()| queued_reply(stamp))
-        } else {
-            match data.backend.produce(&topic, record, self.ack) {
-                Ok(report) => {
-                    let volatile = data.backend.is_volatile();
-                    let report = within(report, deadline, timing.enqueued - began);
-                    report.await.map(|stored| stored_reply(stored, volatile, stamp))
+        // Where a missing topic is made, one that turns out to be gone is made as well, once.
+        let makes_topics = ctx.config.borrow().topics.auto_create;
+        let mut spare = makes_topics.then(|| record.clone());
+        let answer = loop {
+            timing.enqueued = Instant::now();
+            let answer = if self.is_async || self.ack == Ack::None {
+                data.backend.enqueue(&topic, record, self.ack).map(|()| queued_reply(stamp))
+            } else {
+                match data.backend.produce(&topic, record, self.ack) {
+                    Ok(report) => {
+                        let volatile = data.backend.is_volatile();
+                        let report = within(report, deadline, timing.enqueued - began);
+                        report.await.map(|stored| stored_reply(stored, volatile, stamp))
+                    }
+                    Err(error) => Err(error),
                 }
-                Err(error) => Err(error),
+            };
+            match (answer, spare.take()) {
+                (Err(ProduceError::UnknownTopic), Some(again)) => {
+                    data.topics.forget(&topic);
+                    topic = in_time(ctx.find_topic(&topic.name, true), deadline).await?;
+                    record = again;
+                }
+                // It is there, but not for this producer yet.
+                (Err(ProduceError::UnknownTopic), None) if makes_topics => {
+                    break Err(ProduceError::NotStored { reason: "UNKNOWN_TOPIC" });
+                }
+                (answer, _) => break answer,
             }
         };
         timing.reported = Instant::now();
         ctx.metrics.kafka_duration.record(timing.reported - timing.enqueued);
-        match answer {
-            Ok(reply) => {
-                ctx.metrics.cells.pub_messages.add(1);
-                ctx.metrics.cells.pub_bytes.add(bytes as u64);
-                Ok(reply)
-            }
-            Err(error) => {
-                let error = match error {
-                    ProduceError::UnknownTopic => {
-                        data.topics.forget(&topic);
-                        error
-                    }
-                    // The number was checked against the snapshot: the topic goes, is made again, or has grown.
-                    ProduceError::UnknownPartition => {
-                        if is_chosen_by_store {
-                            data.topics.forget(&topic);
-                        } else {
-                            // Rather the producer is behind, and others who rely on the snapshot must not wait for it.
-                            ctx.want_refresh(data);
-                        }
-                        ProduceError::NotStored { reason: "UNKNOWN_PARTITION" }
-                    }
-                    error => error,
-                };
-                Err(reply::produce_failed(&error))
-            }
-        }
+        let reply = answer.map_err(|error| failed(ctx, data, &topic, error, is_chosen_by_store))?;
+        ctx.metrics.cells.pub_messages.add(1);
+        ctx.metrics.cells.pub_bytes.add(bytes as u64);
+        Ok(reply)
     }
 
     async fn topic(&self, ctx: &Rc<Context>, deadline: Instant) -> Result<Rc<Topic>, Problem> {
@@ -168,11 +162,7 @@ impl Publish {
         {
             return Ok(Rc::clone(topic));
         }
-        let late = async {
-            glommio::timer::sleep(deadline.saturating_duration_since(Instant::now())).await;
-            Err(Problem::new(&codes::UNAVAILABLE, "the topic could not be looked up within the deadline"))
-        };
-        futures_lite::future::or(self.look_up(ctx), late).await
+        in_time(self.look_up(ctx), deadline).await
     }
 
     async fn look_up(&self, ctx: &Rc<Context>) -> Result<Rc<Topic>, Problem> {
@@ -199,6 +189,45 @@ impl Publish {
             count => Err(Problem::new(&codes::PARTITION_OUT_OF_RANGE, format!("partition {partition} of {count}"))),
         }
     }
+}
+
+/// What the snapshot and the client are told of a publish that failed.
+fn failed(
+    ctx: &Rc<Context>,
+    data: &DataPlane,
+    topic: &Topic,
+    error: ProduceError,
+    is_chosen_by_store: bool,
+) -> Problem {
+    match error {
+        ProduceError::UnknownTopic => {
+            data.topics.forget(topic);
+            reply::produce_failed(&error)
+        }
+        // The number was checked against the snapshot: the topic goes, is made again, or has grown.
+        ProduceError::UnknownPartition => {
+            if is_chosen_by_store {
+                data.topics.forget(topic);
+            } else {
+                // Rather the producer is behind, and others who rely on the snapshot must not wait for it.
+                ctx.want_refresh(data);
+            }
+            reply::produce_failed(&ProduceError::NotStored { reason: "UNKNOWN_PARTITION" })
+        }
+        error => reply::produce_failed(&error),
+    }
+}
+
+/// A look-up of a topic, no later than the deadline.
+async fn in_time(
+    look_up: impl Future<Output = Result<Rc<Topic>, Problem>>,
+    deadline: Instant,
+) -> Result<Rc<Topic>, Problem> {
+    let late = async {
+        glommio::timer::sleep(deadline.saturating_duration_since(Instant::now())).await;
+        Err(Problem::new(&codes::UNAVAILABLE, "the topic could not be looked up within the deadline"))
+    };
+    futures_lite::future::or(look_up, late).await
 }
 
 /// The report, no later than the deadline. The store bounds a wait that begins at once by itself; here only what a slow look-up

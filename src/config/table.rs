@@ -174,8 +174,9 @@ pub const KEYS: &[Key] = &[
         path: "sub.groups_max",
         kind: Kind::Int { min: 1, max: 100_000 },
         default: Preset::Int(1_000),
-        doc: "Groups this gateway reads at the same time, shared equally by the shards; over it: 429. Each is a Kafka \
-              consumer with threads and memory of its own.",
+        doc: "Groups this gateway reads at the same time. A group lives on one shard, and each shard takes an equal part of them, \
+              rounded up; over it: 429, even where another shard has room. Each is a Kafka consumer with threads and memory of \
+              its own.",
         hot: false,
     },
     Key {

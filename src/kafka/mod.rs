@@ -95,6 +95,7 @@ impl KafkaStore {
             offload: offload.clone(),
             stats: Rc::default(),
             reach: Rc::clone(&reach),
+            is_looking: Rc::default(),
         };
         let members = RefCell::default();
         Self { producers, admin, reach, producer_stats, around, members, _tasks: [sweeping, probing] }

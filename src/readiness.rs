@@ -203,6 +203,15 @@ impl Socket {
         Set::of_this_core()?.add(fd)
     }
 
+    /// Gives the socket up, for another core to adopt.
+    pub fn release(self) -> io::Result<OwnedFd> {
+        epoll::delete(&self.set.epoll, &*self.fd)?;
+        let fd = Rc::clone(&self.fd);
+        drop(self);
+        // Whoever still holds a handle lets it go soon; a duplicate is the same socket.
+        Rc::try_unwrap(fd).or_else(|fd| fd.try_clone())
+    }
+
     /// A handle for [`shut`], which outlives no more than the socket's own life needs.
     pub fn handle(&self) -> Rc<OwnedFd> {
         Rc::clone(&self.fd)

@@ -3,13 +3,14 @@
 //! Everything in a frame is `Send`; answers come back in the oneshot inside. A [`RemoteLease`] guards what a read handed out:
 //! wherever it is dropped, even inside a channel whose other end has gone, the messages go back to their group.
 
-use std::{sync::Arc, time::Instant};
+use std::{os::fd::OwnedFd, sync::Arc, time::Instant};
 
+use bytes::Bytes;
 use futures_channel::oneshot;
 
 use super::{reply::Problem, status::ShardStatus};
 use crate::{
-    config::resolve::Config,
+    config::resolve::{Config, Roles},
     mesh::{Mesh, ShardId},
     store::{Delivery, FetchSpec, Grant, Reset},
 };
@@ -53,6 +54,13 @@ pub enum Frame {
         key: GroupKey,
         grants: Vec<Grant>,
         delivered: bool,
+    },
+    /// A connection whose first request is a read of a group that lives on the core this is sent to.
+    Connection {
+        socket: OwnedFd,
+        /// What was read of it, from that request's first byte on.
+        unread: Bytes,
+        roles: Roles,
     },
     Status {
         answer: oneshot::Sender<ShardStatus>,

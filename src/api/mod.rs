@@ -38,7 +38,9 @@ use self::{
 };
 use crate::{
     config::resolve::Roles,
-    limits, metrics,
+    limits,
+    mesh::ShardId,
+    metrics,
     proto::{Head, Malformed, Method, Reply},
 };
 
@@ -179,6 +181,11 @@ impl Planned {
             // A body that means nothing here is read and ignored, as RFC 9110 has it for GET, within reason.
             Action::Subscribe(_) | Action::Manage(_) => Some(limits::HEAD_BYTES_MAX),
         }
+    }
+
+    /// The core where the group lives that is to be read.
+    pub fn home(&self, ctx: &Context) -> Option<ShardId> {
+        if let Action::Subscribe(subscribe) = &self.action { Some(subscribe.home(ctx)) } else { None }
     }
 
     /// Whether the client's going away ends the request (long polls), rather than being found when the answer is written.

@@ -112,7 +112,13 @@ impl Subscribe {
         Ok(Self { topic_name, group_id, reset, spec, format })
     }
 
+    /// The core the group lives on.
+    pub fn home(&self, ctx: &Context) -> ShardId {
+        ctx.mesh.home(home_hash(&self.topic_name, &self.group_id))
+    }
+
     pub async fn run(self, ctx: &Rc<Context>, stamp: &Stamp) -> Result<Reply, Problem> {
+        let home = self.home(ctx);
         let topic = ctx.find_topic(&self.topic_name, false).await?;
         let is_single = self.spec.messages_max == 1;
         let request = FetchRequest {
@@ -121,7 +127,6 @@ impl Subscribe {
             reset: self.reset,
             spec: self.spec,
         };
-        let home = ctx.mesh.home(home_hash(&request.key));
         let lease = if home == ctx.shard {
             fetch_here(ctx, &request).await.map(|(group, delivery)| Lease::Local { group, delivery })
         } else {
@@ -137,8 +142,8 @@ impl Subscribe {
 }
 
 /// The same on every core of the process: fixed seeds.
-fn home_hash(key: &GroupKey) -> u64 {
-    ahash::RandomState::with_seeds(1, 2, 3, 4).hash_one(key)
+fn home_hash(topic_name: &str, group_id: &str) -> u64 {
+    ahash::RandomState::with_seeds(1, 2, 3, 4).hash_one((topic_name, group_id))
 }
 
 /// Reads on this core, the group's home.

@@ -125,6 +125,8 @@ pub struct SubscribeConfig {
     pub waiters_max: usize,
     /// `sub.batch_bytes_max`: an answer stops filling here.
     pub batch_bytes_max: usize,
+    /// `sub.steer`: connections go to the shard their first read belongs to.
+    pub steer: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -328,6 +330,7 @@ impl SubscribeConfig {
             group_idle: Duration::from_secs(written.int("sub.group_idle_s")),
             waiters_max: size(written, "sub.waiters_max"),
             batch_bytes_max: size(written, "sub.batch_bytes_max"),
+            steer: written.bool("sub.steer"),
         }
     }
 }

@@ -201,6 +201,14 @@ pub const KEYS: &[Key] = &[
         hot: true,
     },
     Key {
+        path: "sub.steer",
+        kind: Kind::Bool,
+        default: Preset::Bool(true),
+        doc: "Hand a cleartext HTTP/1.1 connection with its first read to the shard the group lives on. Else every read that came \
+              to another shard goes there and back.",
+        hot: true,
+    },
+    Key {
         path: "man.addr",
         kind: Kind::Text(ADDRESS),
         default: Preset::Text("127.0.0.1:9193"),

@@ -63,6 +63,8 @@ cells! {
     connections: "gauge" "kateway_connections",
     /// Connections refused because the core has as many as it takes.
     connections_refused: "counter" "kateway_connections_refused_total",
+    /// Connections handed to the shard that their first read belongs to.
+    connections_steered: "counter" "kateway_connections_steered_total",
     /// Connections closed because a client let a deadline pass.
     connections_expired: "counter" "kateway_connections_expired_total",
     /// Requests whose bytes were not HTTP as it must be.

@@ -44,6 +44,8 @@ pub struct Pending {
     pub expects_continue: bool,
     /// A HEAD request: the answer has no body.
     pub bodiless: bool,
+    /// Bytes of the head, for [`H1::rewind`].
+    pub head_bytes: usize,
 }
 
 /// One connection. `S` is the plain or the TLS stream.
@@ -62,6 +64,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> H1<S> {
     pub fn new(stream: S, watch: Rc<Watch>, config: Rc<HttpConfig>) -> Self {
         let bytes = limits::READ_BUFFER_BYTES.max(config.head_bytes_max + 1024);
         Self { stream, buffer: vec![0; bytes].into(), start: 0, end: 0, out: Vec::with_capacity(512), watch, config }
+    }
+
+    /// A connection of which some bytes were read elsewhere.
+    pub fn resume(stream: S, unread: &[u8], watch: Rc<Watch>, config: Rc<HttpConfig>) -> Self {
+        let mut this = Self::new(stream, watch, config);
+        if this.buffer.len() < unread.len() {
+            this.buffer = vec![0; unread.len()].into();
+        }
+        this.buffer[..unread.len()].copy_from_slice(unread);
+        this.end = unread.len();
+        this
     }
 
     /// Whether the first bytes are the HTTP/2 preface. Waits for as many as it takes to tell.
@@ -105,6 +118,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> H1<S> {
                         keep_alive: head.keep_alive,
                         expects_continue: head.expects_continue,
                         bodiless: head.method == super::Method::Head,
+                        head_bytes: len,
                     };
                     let planned = plan.take().map(|plan| plan(&head)).ok_or(Malformed::Cut)?;
                     self.start += len;
@@ -125,6 +139,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> H1<S> {
                 };
             }
         }
+    }
+
+    /// Makes the head that [`H1::next`] just gave unread again. Nothing was read since.
+    pub fn rewind(&mut self, pending: &Pending) {
+        self.start -= pending.head_bytes;
     }
 
     /// Reads the whole body, at most `bytes_max` of it.

@@ -1,17 +1,27 @@
 //! The order of things on one connection: head, plan, body, run, answer; again.
 //!
+//! ```text
+//!   the first read is of a group that lives on core k: socket and unread bytes go to core k, which serves the connection from there
+//!   a later one, of a group that lives elsewhere: by a frame over the mesh
+//! ```
+//!
 //! An answer that ends the connection is followed by a short reading of what the client still sends, so that the answer is not
 //! lost to a reset. A long poll ends when its client goes.
 
-use std::{rc::Rc, time::Duration};
+use std::{os::fd::OwnedFd, rc::Rc, time::Duration};
 
 use bytes::Bytes;
 
 use super::{Connections, Listed};
 use crate::{
-    api::{self, Planned, context::Context},
+    api::{
+        self, Planned,
+        context::Context,
+        frame::{DrainPhase, Frame},
+    },
     config::resolve::Roles,
     limits,
+    mesh::ShardId,
     proto::{
         Head, Malformed, Reply, Version,
         h1::{H1, Pending},
@@ -28,6 +38,7 @@ const UNREADABLE: Pending = Pending {
     keep_alive: false,
     expects_continue: false,
     bodiless: false,
+    head_bytes: 0,
 };
 
 /// Counts a connection while it is open.
@@ -50,6 +61,7 @@ impl Drop for Open<'_> {
 pub async fn serve(ctx: &Rc<Context>, connections: &Rc<Connections>, stream: Socket, roles: Roles) {
     let _open = Open::new(ctx);
     let config = Rc::new(ctx.config.borrow().http.clone());
+    let steers = ctx.config.borrow().subscribe.steer;
     let listed = connections.list(&stream);
     let mut h1 = H1::new(stream, Rc::clone(&listed.watch), Rc::clone(&config));
     match h1.is_h2().await {
@@ -63,10 +75,59 @@ pub async fn serve(ctx: &Rc<Context>, connections: &Rc<Connections>, stream: Soc
             let start = h2::Start { stream, unread, watch: Rc::clone(&listed.watch), config };
             h2::serve(start, draining, service.clone(), service).await;
         }
-        Ok(false) => serve_h1(ctx, h1, roles).await,
+        Ok(false) => {
+            if let Some((home, h1)) = serve_h1(ctx, h1, roles, steers).await {
+                let (stream, unread) = h1.into_parts();
+                drop::<Listed>(listed);
+                hand_over(ctx, connections, Moved { home, stream, unread, roles }).await;
+            }
+        }
         Err(_) => {}
     }
-    drop::<Listed>(listed);
+}
+
+/// A connection on its way to the core its first read belongs to.
+struct Moved {
+    home: ShardId,
+    stream: Socket,
+    unread: Bytes,
+    roles: Roles,
+}
+
+/// Gives the connection to its core; one whose inbox is full leaves it here.
+async fn hand_over(ctx: &Rc<Context>, connections: &Rc<Connections>, moved: Moved) {
+    let Moved { home, stream, unread, roles } = moved;
+    let Ok(socket) = stream.release() else { return };
+    match ctx.mesh.send(home, Frame::Connection { socket, unread, roles }) {
+        Ok(()) => ctx.metrics.cells.connections_steered.add(1),
+        Err(Frame::Connection { socket, unread, roles }) => {
+            serve_moved(ctx, connections, socket, &unread, roles).await;
+        }
+        Err(_) => {}
+    }
+}
+
+/// Serves a connection that another core accepted, and read `unread` of.
+pub async fn serve_moved(
+    ctx: &Rc<Context>,
+    connections: &Rc<Connections>,
+    socket: OwnedFd,
+    unread: &[u8],
+    roles: Roles,
+) {
+    let _open = Open::new(ctx);
+    let stream = match Socket::adopt(socket) {
+        Ok(stream) => stream,
+        Err(error) => return tracing::warn!(%error, "a connection of another core cannot be watched"),
+    };
+    if connections.len() >= ctx.config.borrow().http.connections_max {
+        ctx.metrics.cells.connections_refused.add(1);
+        return refuse(ctx, connections, stream).await;
+    }
+    let config = Rc::new(ctx.config.borrow().http.clone());
+    let listed = connections.list(&stream);
+    let h1 = H1::resume(stream, unread, Rc::clone(&listed.watch), config);
+    serve_h1(ctx, h1, roles, false).await;
 }
 
 /// Answers 503 and closes: the core has as many connections as it takes.
@@ -79,21 +140,34 @@ pub async fn refuse(ctx: &Rc<Context>, connections: &Rc<Connections>, stream: So
     }
 }
 
-async fn serve_h1(ctx: &Rc<Context>, mut h1: H1<Socket>, roles: Roles) {
+/// Serves requests until the connection ends, or with `steers` until its first read, if that belongs to another core.
+async fn serve_h1(
+    ctx: &Rc<Context>,
+    mut h1: H1<Socket>,
+    roles: Roles,
+    mut steers: bool,
+) -> Option<(ShardId, H1<Socket>)> {
     loop {
         let next = h1.next(|head| api::plan(ctx, head, roles)).await;
         let (planned, mut pending) = match next {
             Ok(Some(next)) => next,
-            Ok(None) => return,
-            Err(cause) => return answer_malformed(ctx, h1, cause).await,
+            Ok(None) => return None,
+            Err(cause) => {
+                answer_malformed(ctx, h1, cause).await;
+                return None;
+            }
         };
+        if steers && let Some(home) = planned.home(ctx) {
+            steers = false;
+            if home != ctx.shard && ctx.drain_phase() == DrainPhase::Serving {
+                h1.rewind(&pending);
+                return Some((home, h1));
+            }
+        }
         let Some(bytes_max) = planned.body_bytes_max() else {
             let goes_on = h1.skip_buffered(&pending);
             let reply = planned.run(ctx, Bytes::new()).await;
-            match answer(h1, reply, &pending, !goes_on).await {
-                Some(open) => h1 = open,
-                None => return,
-            }
+            h1 = answer(h1, reply, &pending, !goes_on).await?;
             continue;
         };
         let body = match h1.body(&mut pending, bytes_max).await {
@@ -102,14 +176,11 @@ async fn serve_h1(ctx: &Rc<Context>, mut h1: H1<Socket>, roles: Roles) {
                 if let Some(reply) = planned.body_failed(ctx, cause) {
                     answer(h1, reply, &pending, true).await;
                 }
-                return;
+                return None;
             }
         };
-        let Some(reply) = run(ctx, &mut h1, planned, body).await else { return };
-        match answer(h1, reply, &pending, false).await {
-            Some(open) => h1 = open,
-            None => return,
-        }
+        let reply = run(ctx, &mut h1, planned, body).await?;
+        h1 = answer(h1, reply, &pending, false).await?;
     }
 }
 

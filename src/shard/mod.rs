@@ -19,7 +19,7 @@ use crate::{
     mesh::{Kick, ShardId},
     proto::date,
     readiness,
-    server::{Connections, listener::Listener},
+    server::{Connections, conn, listener::Listener},
     store::Store,
 };
 
@@ -92,6 +92,17 @@ impl Shard {
                     Some(group) => group.give_back(&grants),
                     None => {}
                 }
+            }
+            Frame::Connection { socket, unread, roles } => {
+                let (ctx, connections) = (Rc::clone(&self.ctx), Rc::clone(&self.connections));
+                glommio::spawn_local(async move {
+                    let served = conn::serve_moved(&ctx, &connections, socket, &unread, roles);
+                    if AssertUnwindSafe(served).catch_unwind().await.is_err() {
+                        ctx.metrics.cells.panics.add(1);
+                        tracing::error!("a connection task panicked; the connection is closed");
+                    }
+                })
+                .detach();
             }
             Frame::Status { answer } => {
                 // The asker may have stopped waiting.

@@ -32,7 +32,7 @@ const CLIENTS: usize = 8;
 
 fn eight_clients_two_shards() {
     let topic = filled_topic();
-    let gateway = Kateway::kafka(&kafka().bootstrap()).shards(2).start();
+    let gateway = Kateway::kafka(&kafka().bootstrap()).shards(2).set("sub.steer", false).start();
     // Half of them by each shard: whichever is the group's home, the other reads over the mesh.
     let connect = |client| gateway.connection_of_shard(client % 2, gateway.subscribe);
     share("two shards", &topic, (0..CLIENTS).map(connect).collect());

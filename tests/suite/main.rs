@@ -50,6 +50,7 @@ mod shards;
 mod sockets;
 mod start;
 mod status;
+mod steering;
 mod stores;
 mod subscribe_options;
 mod topic_names;
@@ -114,6 +115,7 @@ const ALL: &[&[Case]] = &[
     sockets::CASES,
     start::CASES,
     status::CASES,
+    steering::CASES,
     stores::CASES,
     subscribe_options::CASES,
     topic_names::CASES,

@@ -10,14 +10,16 @@ KATEWAY := $(TARGET)/release/kateway
 
 # Options of the gateway for `make run`, e.g. make run ARGS='--store kafka --brokers localhost:9092'.
 ARGS ?= --store memory --set drain.notice_s=0
+# Other arguments of perf/bench for the benchmarks, e.g. make bench BENCH='--rounds 2 --no-result'.
+BENCH ?=
 # Filter of `make test`, e.g. make test ONLY=long_poll.
 ONLY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run build check test unit suite bench-quick config kafka-jars tools clean
+.PHONY: help run build check test unit suite bench bench-scale bench-tools bench-quick config kafka-jars tools clean
 
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: build ## Build and start the gateway on the embedded store (ARGS= for other options); ctrl-c stops it
 	@printf '%s\n' \
@@ -51,6 +53,17 @@ suite: ## Run the tests from outside against the built binary (ONLY= to select)
 	@.ci/tools build test
 	$(CARGO) build $(PROFILE) --workspace --bins
 	KATEWAY_BIN=$(abspath $(KATEWAY)) $(CARGO) test $(PROFILE) --workspace --test suite -- $(ONLY)
+
+bench: bench-tools ## Measure the target table, side by side, in 20 minutes at most; writes perf/results/
+	perf/bench --suite targets $(BENCH)
+
+bench-scale: bench-tools ## Measure cost against shards, connections, topics, message size and groups; writes perf/results/
+	perf/bench --suite scale --rounds 3 --name scale $(BENCH)
+
+bench-tools:
+	@.ci/tools build test bench
+	$(CARGO) build $(PROFILE) --workspace --bins
+	python3 -m unittest discover -q -s perf
 
 bench-quick: ## Measure publishing on Kafka, on the null store, and nginx beside them, in under two minutes
 	@.ci/tools build test bench

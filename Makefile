@@ -16,7 +16,7 @@ BENCH ?=
 ONLY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run build check test unit suite bench bench-scale bench-tools bench-quick config kafka-jars tools clean
+.PHONY: help run build check test unit suite bench bench-scale bench-compare bench-tools bench-quick config kafka-jars tools clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,10 @@ bench: bench-tools ## Measure the target table, side by side, in 20 minutes at m
 
 bench-scale: bench-tools ## Measure cost against shards, connections, topics, message size and groups; writes perf/results/
 	perf/bench --suite scale --rounds 3 --name scale $(BENCH)
+
+bench-compare: bench-tools ## Measure commit A= against commit B= (SCENARIO= names of perf/scenarios), alternately; writes perf/results/
+	@test -n '$(A)' -a -n '$(B)' || { echo 'say which commits: make bench-compare A=<commit> B=<commit>' >&2; exit 64; }
+	perf/compare $(A) $(B) $(foreach name,$(or $(SCENARIO),publish-local),--scenario $(name)) $(BENCH)
 
 bench-tools:
 	@.ci/tools build test bench

@@ -103,10 +103,11 @@ def measured(children, binary, target, flags, pids, broker_pids=(), core=None):
     messages = report["messages"]
     row = {
         "messages": messages, "requests": report["requests"], "per_s": round(report["messages_per_s"]),
-        "p50_ms": round(report["latency_ms"]["p50"], 3), "p99_ms": round(report["latency_ms"]["p99"], 3),
         "core_percent": round(used_us / elapsed_us * 100, 2), "generator_busy": round(report["generator_busy"], 3),
         **half_way, "rss_before_kb": rss_before_kb, "warnings": report["warnings"],
     }
+    if report["requests"]:
+        row["p50_ms"], row["p99_ms"] = (round(report["latency_ms"][name], 3) for name in ("p50", "p99"))
     if flags.get("work") == "idle":
         row["rss_per_poll_kb"] = round((half_way["rss_kb"] - rss_before_kb) / flags["connections"], 2)
     elif messages == 0:

@@ -33,7 +33,7 @@ def line(scenario, row):
     """One run, while it goes on."""
     cost = f"{row['cpu_us']:7.2f} us CPU" if "cpu_us" in row else f"{row['rss_per_poll_kb']:7.1f} KB a poll, {row['core_percent']} % of a core"
     label = " ".join(filter(None, (scenario.name, scenario.value_text(row["value"]), row["variant"])))
-    return f"{label:44} {row['per_s']:8}/s {row['p50_ms']:8.2f} ms p50 {cost}"
+    return f"{label:44} {row['per_s']:8}/s {row.get('p50_ms', 0):8.2f} ms p50 {cost}"
 
 
 def number(value):
@@ -68,7 +68,8 @@ class Result:
         """Medians, as Markdown; columns that nobody fills are left out."""
         columns = [column for column in COLUMNS if any(column[0] in row for row in self.rows)]
         heads = ["scenario"] + [head for _, head, _ in columns]
-        heads.insert(heads.index("CPU us") + 1 if "CPU us" in heads else len(heads), "spread")
+        if "CPU us" in heads:
+            heads.insert(heads.index("CPU us") + 1, "spread")
         lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
         for scenario, value, label, runs in self.points():
             cells = [", ".join(filter(None, (scenario.name, scenario.value_text(value), label)))]

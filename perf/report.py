@@ -205,7 +205,7 @@ class Plots:
     """The result's SVG files, by gnuplot."""
 
     HEAD = ("set terminal svg size {width},{height} dynamic font 'sans-serif,13' background 'white'\n"
-            "set output '{file}'\nset grid lc rgb '#d8d8d8' lw 0.7\nset key top left reverse Left samplen 2 opaque\nset border 3\n"
+            "set output '{file}'\nset grid lc rgb '#d8d8d8' lw 0.7\nset key tmargin center horizontal reverse Left samplen 2\nset border 3\n"
             "set tics nomirror\nset yrange [0:*]\nset style data yerrorlines\nset bars 0.6\nset pointsize 0.6\n")
     COLOURS = ["#0060ad", "#c23b22", "#3a7d34", "#7b4ea3", "#b8860b", "#444444"]
 
@@ -245,19 +245,20 @@ class Plots:
         series = [(f"{label} gateway".strip(), self.series(scenario, "value", "cpu_us", label)) for label in self.result.labels]
         series.append(("brokers", self.series(scenario, "value", "broker_us", self.result.labels[0])))
         script = self.head(name) + f"set title {quoted(scenario.row)}\n" + self.sweep_axis(scenario)
-        self.plot(script + decades(series) + "set ylabel 'CPU per message, us'\nset key top right\n", series)
+        self.plot(script + decades(series) + "set ylabel 'CPU per message, us'\n", series)
         return name, f"CPU per message against {scenario.sweep_key}"
 
     def scale(self, scenario):
         """Four panels: what a message costs and what the process holds."""
         name = f"{scenario.name}.svg"
         script = self.head(name, 960, 720) + f"set multiplot layout 2,2 title {quoted(scenario.row)} font ',15'\n" + self.sweep_axis(scenario)
-        panels = [("CPU per message, us", [("gateway", "cpu_us", 1), ("broker", "broker_us", 1)]), ("messages a second", [("", "per_s", 1)]),
-                  ("RSS of the gateway, MB", [("", "rss_mb", 1)]), ("held by the gateway", [("threads", "threads", 1), ("descriptors", "fds", 1)])]
+        panels = [("CPU per message, us", [("gateway", "cpu_us"), ("broker", "broker_us")]), ("messages a second", [("", "per_s")]),
+                  ("RSS of the gateway, MB", [("", "rss_mb")]), ("held by the gateway", [("threads", "threads"), ("descriptors", "fds")])]
         for label, figures in panels:
             series = [(" ".join(filter(None, (variant, title))), self.series(scenario, "value", figure, variant))
-                      for variant in self.result.labels for title, figure, _ in figures]
-            shown = f"set ylabel '{label}'\nset format y \"%.0f\"\n" + ("set nokey\n" if len(series) == 1 else "set key top left\n")
+                      for variant in self.result.labels for title, figure in figures]
+            highest = max((row[3] for _, rows in series for row in rows), default=0)
+            shown = f"set ylabel '{label}'\nset format y '{'%.0s%c' if highest >= 10_000 else '%g'}'\n"
             linear = "unset logscale y\nset yrange [0:*]\nset ytics autofreq\n"
             script += shown + (decades(series) or linear) + plot_line(series, self.COLOURS)
         self.gnuplot(script + "unset multiplot\n")
@@ -269,7 +270,7 @@ class Plots:
     def sweep_axis(self, scenario):
         """As the values are spread: by their logarithm when they go over a decade, each with its tick."""
         values = sorted({row["value"] for row in self.result.rows if row["scenario"] == scenario.name})
-        ticks = ", ".join(f"'{value:,}' {value}" for value in values)
+        ticks = ", ".join(f"'{short(value)}' {value}" for value in values)
         scale = "set logscale x 2\n" if values[0] > 0 and values[-1] / values[0] > 10 else ""
         span = f"set xrange [{values[0] * 0.8}:{values[-1] * 1.25}]\n" if scale else f"set xrange [0:{values[-1] * 1.1}]\n"
         names = {"size": "bytes of a message"}
@@ -294,6 +295,14 @@ class Plots:
             raise measure.Failure(f"gnuplot: {done.stderr.strip()}")
 
 
+def short(value):
+    """A tick: 512Ki rather than 524,288, 2k rather than 2,000."""
+    for unit, sign in ((1 << 20, "Mi"), (1 << 10, "Ki"), (1_000_000, "M"), (1_000, "k")):
+        if value >= unit and value % unit == 0:
+            return f"{value // unit}{sign}"
+    return f"{value:,g}"
+
+
 def decades(series):
     """A logarithmic y axis where the values go over a decade: small ones could not be told apart on a linear one."""
     values = [value for _, rows in series for row in rows for value in row[2:]]
@@ -301,7 +310,7 @@ def decades(series):
         return ""
     steps = [digit * 10**power for power in range(-3, 7) for digit in (1, 2, 5)]
     ticks = [step for step in steps if min(values) / 2.5 <= step <= max(values) * 2.5]
-    listed = ", ".join(f"'{tick:,g}' {tick}" for tick in ticks)
+    listed = ", ".join(f"'{short(tick)}' {tick}" for tick in ticks)
     return f"set logscale y\nset yrange [{ticks[0]}:{ticks[-1]}]\nset ytics ({listed})\n"
 
 

@@ -10,16 +10,16 @@ KATEWAY := $(TARGET)/release/kateway
 
 # Options of the gateway for `make run`, e.g. make run ARGS='--store kafka --brokers localhost:9092'.
 ARGS ?= --store memory --set drain.notice_s=0
+# Other arguments of the benchmark, e.g. make bench BENCH='--rounds 2 --no-result', make bench-peers BENCH=--keep.
+BENCH ?=
 # Filter of `make test`, e.g. make test ONLY=long_poll.
 ONLY ?=
-# Options of the benchmark for `make bench-peers`, e.g. make bench-peers BENCH='--keep --rounds 3'.
-BENCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run build check test unit suite bench-quick bench-peers config kafka-jars tools clean
+.PHONY: help run build check test unit suite bench bench-scale bench-compare bench-tools bench-peers bench-quick config kafka-jars tools clean
 
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: build ## Build and start the gateway on the embedded store (ARGS= for other options); ctrl-c stops it
 	@printf '%s\n' \
@@ -53,6 +53,21 @@ suite: ## Run the tests from outside against the built binary (ONLY= to select)
 	@.ci/tools build test
 	$(CARGO) build $(PROFILE) --workspace --exclude kateway-direct --bins
 	KATEWAY_BIN=$(abspath $(KATEWAY)) $(CARGO) test $(PROFILE) --workspace --test suite -- $(ONLY)
+
+bench: bench-tools ## Measure the target table, side by side, in 20 minutes at most; writes perf/results/
+	perf/bench --suite targets $(BENCH)
+
+bench-scale: bench-tools ## Measure cost against shards, connections, topics, message size and groups; writes perf/results/
+	perf/bench --suite scale --rounds 3 --name scale $(BENCH)
+
+bench-compare: bench-tools ## Measure commit A= against commit B= (SCENARIO= names of perf/scenarios), alternately; writes perf/results/
+	@test -n '$(A)' -a -n '$(B)' || { echo 'say which commits: make bench-compare A=<commit> B=<commit>' >&2; exit 64; }
+	perf/compare $(A) $(B) $(foreach name,$(or $(SCENARIO),publish-local),--scenario $(name)) $(BENCH)
+
+bench-tools:
+	@.ci/tools build test bench
+	$(CARGO) build $(PROFILE) --workspace --bins
+	python3 -m unittest discover -q -s perf
 
 bench-quick: ## Measure publishing on Kafka, on the null store, and nginx beside them, in under two minutes
 	@.ci/tools build test bench

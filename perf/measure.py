@@ -22,6 +22,8 @@ import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 TICK_US = 1_000_000 // os.sysconf("SC_CLK_TCK")
+# What nginx answers, as the gateway would.
+NGINX_ANSWER = '{"partition":0,"offset":123456}'
 
 
 class Failure(Exception):
@@ -187,6 +189,23 @@ def start_testbed(children, directory, command):
     except Failure as failure:
         raise Failure(f"{failure}\n{pathlib.Path(log.name).read_text(errors='replace')[-2000:]}") from None
     return fields, [pid for pid in descendants(child.pid) if b"kafka.Kafka" in command_line(pid)]
+
+
+def broker_settings(pid):
+    """The memory and the properties of a broker, without its places: addresses and folders."""
+    words = command_line(pid).decode().split("\0")
+    file = next(pathlib.Path(word) for word in words if word.endswith("server.properties"))
+    lines = [line for line in file.read_text().splitlines() if line and "/" not in line and "127.0.0.1" not in line]
+    return "\n".join([" ".join(word for word in words if word.startswith("-X")), *lines])
+
+
+def log_tails(directory, lines_max=8):
+    """The last lines of what the gateways and the testbed wrote, for whoever has to find out why."""
+    tails = []
+    for log in sorted(pathlib.Path(directory).glob("*.log")):
+        lines = log.read_text(errors="replace").splitlines()[-lines_max:]
+        tails += [f"--- {log.name}", *lines]
+    return "\n".join(tails)
 
 
 def user_and_system_us(pids):

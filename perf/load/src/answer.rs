@@ -3,15 +3,24 @@
 //! Invariants: bytes are consumed once; a body is never kept, but for the first bytes of a problem document. It knows nothing of
 //! sockets.
 
-use crate::frames::Frames;
+use crate::{frames::Frames, stamp::Stamps};
 
 /// What is kept of a refusal's body, to find its code.
 const PROBLEM_BYTES_MAX: usize = 4_096;
 /// More head than this is no answer of a gateway.
 const HEAD_BYTES_MAX: usize = 64 * 1_024;
 
+/// What the reader of a body looks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Wanted {
+    /// The body of a 200 is frames, whose messages are counted; else each such answer is one message.
+    pub frames: bool,
+    /// Messages may open with the time they were sent.
+    pub stamps: bool,
+}
+
 /// One answer.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Answer {
     pub status: u16,
     /// Of its problem document.
@@ -21,6 +30,8 @@ pub struct Answer {
     pub bytes: u64,
     /// The connection ends with it.
     pub closes: bool,
+    /// When its messages were sent, of those that say it.
+    pub stamps: Vec<u64>,
 }
 
 /// The bytes are no answer.
@@ -45,20 +56,24 @@ pub struct Body {
     status: u16,
     bytes: u64,
     frames: Option<Frames>,
+    /// Of an answer that is one message; frames have their own.
+    stamps: Option<Stamps>,
     problem: Vec<u8>,
 }
 
 impl Body {
-    /// `is_batch`: the body of a 200 is frames, whose messages are counted; else each such answer is one message.
-    pub fn new(status: u16, is_batch: bool) -> Self {
-        let frames = (is_batch && status == 200).then(Frames::default);
-        Self { status, bytes: 0, frames, problem: Vec::new() }
+    pub fn new(status: u16, wanted: Wanted) -> Self {
+        let frames = (wanted.frames && status == 200).then(|| Frames::new(wanted.stamps));
+        let stamps = (wanted.stamps && !wanted.frames && status == 200).then(Stamps::default);
+        Self { status, bytes: 0, frames, stamps, problem: Vec::new() }
     }
 
     pub fn feed(&mut self, bytes: &[u8]) -> Result<(), Malformed> {
         self.bytes += bytes.len() as u64;
         if let Some(frames) = &mut self.frames {
             frames.feed(bytes)?;
+        } else if let Some(stamps) = &mut self.stamps {
+            stamps.feed(bytes);
         } else if self.status >= 400 {
             let room = PROBLEM_BYTES_MAX.saturating_sub(self.problem.len());
             self.problem.extend_from_slice(&bytes[..bytes.len().min(room)]);
@@ -67,12 +82,14 @@ impl Body {
     }
 
     pub fn finish(self, closes: bool) -> Result<Answer, Malformed> {
-        let Self { status, bytes, frames, problem } = self;
-        let messages = match frames {
+        let Self { status, bytes, frames, stamps, problem } = self;
+        let (messages, stamps) = match frames {
             Some(frames) => frames.finish()?,
-            None => u64::from((200..300).contains(&status) && status != 204),
+            None => {
+                (u64::from((200..300).contains(&status) && status != 204), stamps.map_or_else(Vec::new, Stamps::finish))
+            }
         };
-        Ok(Answer { status, code: problem_code(&problem), messages, bytes, closes })
+        Ok(Answer { status, code: problem_code(&problem), messages, bytes, closes, stamps })
     }
 }
 
@@ -82,13 +99,12 @@ pub struct Reader {
     part: Part,
     closes: bool,
     body: Body,
-    is_batch: bool,
+    wanted: Wanted,
 }
 
 impl Reader {
-    /// `is_batch`: see [`Body::new`].
-    pub fn new(is_batch: bool) -> Self {
-        Self { part: Part::Head, closes: false, body: Body::new(0, false), is_batch }
+    pub fn new(wanted: Wanted) -> Self {
+        Self { part: Part::Head, closes: false, body: Body::new(0, Wanted::default()), wanted }
     }
 
     /// Reads on. Gives how many bytes were used, and the answer when it is whole; the rest is to be given again, with more.
@@ -176,14 +192,14 @@ impl Reader {
             }
         }
         self.part = if status == 204 || status == 304 { Part::Length(0) } else { part };
-        self.body = Body::new(status, self.is_batch);
+        self.body = Body::new(status, self.wanted);
         Ok(Some(length))
     }
 
     fn finish(&mut self) -> Result<Answer, Malformed> {
         let closes = self.closes || self.part == Part::Endless;
         self.part = Part::Head;
-        std::mem::replace(&mut self.body, Body::new(0, false)).finish(closes)
+        std::mem::replace(&mut self.body, Body::new(0, Wanted::default())).finish(closes)
     }
 }
 
@@ -212,10 +228,11 @@ fn problem_code(body: &[u8]) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stamp;
 
     /// Feeds `bytes` split into pieces of `step`, and gives what came out.
-    fn read(bytes: &[u8], step: usize, is_batch: bool) -> Vec<Answer> {
-        let (mut reader, mut pending, mut answers) = (Reader::new(is_batch), Vec::new(), Vec::new());
+    fn read(bytes: &[u8], step: usize, wanted: Wanted) -> Vec<Answer> {
+        let (mut reader, mut pending, mut answers) = (Reader::new(wanted), Vec::new(), Vec::new());
         for piece in bytes.chunks(step) {
             pending.extend_from_slice(piece);
             loop {
@@ -237,7 +254,7 @@ mod tests {
 
     #[test]
     fn answers_are_the_same_however_they_are_split() {
-        let whole = read(PIPELINED, PIPELINED.len(), false);
+        let whole = read(PIPELINED, PIPELINED.len(), Wanted::default());
         let statuses: Vec<_> = whole.iter().map(|a| (a.status, a.messages, a.bytes, a.code, a.closes)).collect();
         let expected = [
             (201, 1, 8, None, false),
@@ -247,16 +264,18 @@ mod tests {
         ];
         assert_eq!(statuses, expected);
         for step in 1..40 {
-            assert_eq!(read(PIPELINED, step, false), whole, "in steps of {step}");
+            assert_eq!(read(PIPELINED, step, Wanted::default()), whole, "in steps of {step}");
         }
     }
 
     #[test]
-    fn frames_in_chunks_are_counted() {
+    fn frames_in_chunks_are_counted_with_their_stamps() {
         let mut body = Vec::new();
         for n in 0..3_u8 {
-            body.extend_from_slice(&[0, 0, 0, n, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 4]);
-            body.extend_from_slice(b"data");
+            let mut payload = [b'x'; 20];
+            stamp::write(&mut payload, u64::from(n));
+            body.extend_from_slice(&[0, 0, 0, n, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 20]);
+            body.extend_from_slice(&payload);
         }
         let mut bytes = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
         for chunk in body.chunks(17) {
@@ -266,26 +285,37 @@ mod tests {
         }
         bytes.extend_from_slice(b"0\r\n\r\n");
         for step in 1..30 {
-            let answers = read(&bytes, step, true);
+            let answers = read(&bytes, step, Wanted { frames: true, stamps: true });
             assert_eq!((answers.len(), answers[0].messages), (1, 3), "in steps of {step}");
+            assert_eq!(answers[0].stamps, [0, 1, 2], "in steps of {step}");
         }
     }
 
     #[test]
+    fn a_single_message_has_its_stamp() {
+        let mut bytes = b"HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n".to_vec();
+        bytes.extend_from_slice(&[b'x'; 20]);
+        let payload = bytes.len() - 20;
+        stamp::write(&mut bytes[payload..], 42);
+        let answers = read(&bytes, 7, Wanted { frames: false, stamps: true });
+        assert_eq!((answers[0].messages, answers[0].stamps.as_slice()), (1, &[42][..]));
+    }
+
+    #[test]
     fn an_answer_without_length_ends_with_its_connection() {
-        let answers = read(b"HTTP/1.0 200 OK\r\n\r\nall of it", 5, false);
+        let answers = read(b"HTTP/1.0 200 OK\r\n\r\nall of it", 5, Wanted::default());
         assert_eq!((answers.len(), answers[0].bytes, answers[0].closes), (1, 9, true));
     }
 
     #[test]
     fn what_is_no_answer_is_said() {
         for bad in ["FTP\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"] {
-            assert!(Reader::new(false).feed(bad.as_bytes()).is_err(), "{bad:?}");
+            assert!(Reader::new(Wanted::default()).feed(bad.as_bytes()).is_err(), "{bad:?}");
         }
         let chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
         for bad in ["zz\r\n", "3\r\nabcd\r\n", "3\n"] {
             let bytes = [chunked, bad.as_bytes()].concat();
-            assert!(Reader::new(false).feed(&bytes).is_err(), "{bad:?}");
+            assert!(Reader::new(Wanted::default()).feed(&bytes).is_err(), "{bad:?}");
         }
     }
 }

@@ -1,21 +1,30 @@
 //! The 16-byte frames of a batch answer: `i32 partition | i64 offset | i32 length | payload`, big endian. Counted, not kept.
 
-use crate::answer::Malformed;
+use crate::{answer::Malformed, stamp::Stamps};
 
 const HEAD_BYTES: usize = 16;
 
 /// Where in a frame the stream stands.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Frames {
     head: Vec<u8>,
     payload_left: usize,
     messages: u64,
+    stamps: Option<Stamps>,
 }
 
 impl Frames {
+    /// `has_stamps`: payloads may open with the time they were sent, which is kept.
+    pub fn new(has_stamps: bool) -> Self {
+        Self { stamps: has_stamps.then(Stamps::default), ..Self::default() }
+    }
+
     pub fn feed(&mut self, mut bytes: &[u8]) -> Result<(), Malformed> {
         while !bytes.is_empty() {
             let skip = self.payload_left.min(bytes.len());
+            if let Some(stamps) = &mut self.stamps {
+                stamps.feed(&bytes[..skip]);
+            }
             self.payload_left -= skip;
             bytes = &bytes[skip..];
             let take = (HEAD_BYTES - self.head.len()).min(bytes.len());
@@ -29,17 +38,20 @@ impl Frames {
                 self.payload_left = usize::try_from(length).map_err(|_| Malformed("a frame of negative length"))?;
                 self.messages += 1;
                 self.head.clear();
+                if let Some(stamps) = &mut self.stamps {
+                    stamps.begin();
+                }
             }
         }
         Ok(())
     }
 
-    /// The messages there were. A frame that is not whole is no answer.
-    pub fn finish(self) -> Result<u64, Malformed> {
+    /// The messages there were, and when they were sent. A frame that is not whole is no answer.
+    pub fn finish(self) -> Result<(u64, Vec<u64>), Malformed> {
         if self.payload_left > 0 || !self.head.is_empty() {
             return Err(Malformed("the last frame is cut"));
         }
-        Ok(self.messages)
+        Ok((self.messages, self.stamps.map_or_else(Vec::new, Stamps::finish)))
     }
 }
 
@@ -64,7 +76,7 @@ mod tests {
         for step in 1..=bytes.len() {
             let mut frames = Frames::default();
             bytes.chunks(step).for_each(|piece| frames.feed(piece).expect("well-formed"));
-            assert_eq!(frames.finish(), Ok(3), "in steps of {step}");
+            assert_eq!(frames.finish(), Ok((3, Vec::new())), "in steps of {step}");
         }
     }
 

@@ -10,7 +10,7 @@ use std::{
 
 use tokio::{net::TcpStream, time::Sleep};
 
-use crate::{answer::Reader, lane::Lane, pace::Turn, plan::Plan, tally::Attempt};
+use crate::{answer::Reader, lane::Lane, pace::Turn, plan::Plan, stamp, tally::Attempt};
 
 /// One read takes at most so much; a batch answer takes several.
 const READ_BYTES: usize = 256 * 1_024;
@@ -42,7 +42,7 @@ pub async fn drive(lane: &Rc<Lane>, stream: TcpStream, number: usize) {
         next: 0,
         under_way: VecDeque::new(),
         unwritten: Vec::new(),
-        reader: Reader::new(plan.is_batch()),
+        reader: Reader::new(plan.wanted()),
         input: vec![0; if plan.is_read() { READ_BYTES } else { 16 * 1_024 }],
         filled: 0,
         patience: plan.patience(),
@@ -108,6 +108,11 @@ impl Connection<'_> {
         let request = &self.requests[self.next];
         self.next = (self.next + 1) % self.requests.len();
         self.unwritten.extend_from_slice(request);
+        let plan = &self.lane.plan;
+        if plan.is_stamped() {
+            let payload = self.unwritten.len() - plan.size;
+            stamp::write(&mut self.unwritten[payload..], self.lane.wall(intended));
+        }
         self.under_way.push_back(Attempt { intended, sent: Instant::now(), bytes: request.len() as u64 });
     }
 

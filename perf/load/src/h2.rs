@@ -11,6 +11,7 @@ use crate::{
     answer::{Answer, Body},
     lane::Lane,
     plan::Plan,
+    stamp,
     tally::Attempt,
 };
 
@@ -46,9 +47,16 @@ async fn slot_loop(lane: &Lane, send: SendRequest<Bytes>, number: usize, slot: u
         .iter()
         .map(|target| format!("http://{}{target}", plan.target).parse().expect("a target of the plan is a URI"))
         .collect();
-    let body = Bytes::from(plan.body());
+    let plain = Bytes::from(plan.body());
     for uri in uris.iter().cycle() {
         let Some(intended) = lane.pacer.turn().await else { return };
+        let body = if plan.is_stamped() {
+            let mut stamped = plain.to_vec();
+            stamp::write(&mut stamped, lane.wall(intended));
+            stamped.into()
+        } else {
+            plain.clone()
+        };
         let sent = Attempt { intended, sent: Instant::now(), bytes: body.len() as u64 };
         match tokio::time::timeout(plan.patience(), exchange(plan, &send, uri.clone(), &body)).await {
             Ok(Ok(answer)) => lane.answered(&sent, &answer),
@@ -81,7 +89,7 @@ fn class_of(error: &h2::Error) -> &'static str {
 }
 
 async fn read(plan: &Plan, status: u16, mut stream: RecvStream) -> Result<Answer, &'static str> {
-    let mut body = Body::new(status, plan.is_batch());
+    let mut body = Body::new(status, plan.wanted());
     while let Some(piece) = stream.data().await {
         let piece = piece.map_err(|_| "cut")?;
         body.feed(&piece).map_err(|_| "malformed")?;

@@ -20,6 +20,7 @@ use crate::{
     h1, h2,
     pace::Pacer,
     plan::{Plan, Protocol},
+    stamp,
     tally::{Attempt, Tally},
 };
 
@@ -32,6 +33,8 @@ pub struct Progress {
     pub messages: AtomicU64,
     pub answers: AtomicU64,
     pub errors: AtomicU64,
+    /// Begin and end of what counts are said on stderr.
+    pub is_announced: bool,
 }
 
 /// See the module text.
@@ -43,6 +46,8 @@ pub struct Lane {
     progress: Arc<Progress>,
     /// Requests meant to go earlier are not counted.
     counted_from: Instant,
+    /// One moment on both clocks.
+    wall: (Instant, u64),
 }
 
 impl Lane {
@@ -60,6 +65,7 @@ impl Lane {
                 tally: RefCell::default(),
                 progress: Arc::clone(progress),
                 counted_from,
+                wall: (Instant::now(), stamp::now()),
             });
             lane.hold(numbers, end).await?;
             let mut tally = lane.tally.take();
@@ -76,8 +82,10 @@ impl Lane {
         }
         let watching = async {
             tokio::time::sleep_until(self.counted_from.into()).await;
+            self.say("counting", numbers);
             let before = cpu();
             self.until(end).await;
+            self.say("counted", numbers);
             self.tally.borrow_mut().cpu = cpu().saturating_sub(before);
             self.pacer.stop();
         };
@@ -91,6 +99,13 @@ impl Lane {
         }
         connections.abort_all();
         Ok(())
+    }
+
+    /// One thread speaks for all: they begin together and end within a millisecond.
+    fn say(&self, what: &str, numbers: &[usize]) {
+        if self.progress.is_announced && numbers.contains(&0) {
+            eprintln!("{what}");
+        }
     }
 
     /// The end of the plan, by time or by messages.
@@ -118,6 +133,15 @@ impl Lane {
                 Protocol::H2 => h2::drive(&self, stream, number).await,
             }
         }
+    }
+
+    /// The moment in nanoseconds of the Unix epoch.
+    pub fn wall(&self, moment: Instant) -> u64 {
+        let (instant, nanos) = self.wall;
+        let apart = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        // An intended time may lie before the lane began.
+        let (after, before) = (moment.saturating_duration_since(instant), instant.saturating_duration_since(moment));
+        nanos.saturating_add(apart(after)).saturating_sub(apart(before))
     }
 
     /// A request was answered.

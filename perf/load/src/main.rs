@@ -8,7 +8,8 @@
 //! ```
 //!
 //! Exit code 0 when every request was answered below 400, 1 when not (`--allow-errors`: 0), 64 for a plan that makes no sense.
-//! `plan` says what is to be done, `pace` when, `lane` is one thread, `h1` and `h2` speak, `tally` counts, `report` tells.
+//! `plan` says what is to be done, `pace` when, `lane` is one thread, `h1` and `h2` speak, `stamp` tells a message's age, `tally`
+//! counts, `report` tells.
 
 mod answer;
 mod frames;
@@ -18,6 +19,7 @@ mod lane;
 mod pace;
 mod plan;
 mod report;
+mod stamp;
 mod tally;
 
 use std::{
@@ -56,6 +58,9 @@ struct Arguments {
     /// A line each second on stderr, on a terminal or not.
     #[arg(long)]
     progress: bool,
+    /// Says `counting` on stderr when the warm-up is over and `counted` at the end, for whoever measures the server beside.
+    #[arg(long)]
+    announce: bool,
     /// Ends with 0 even if requests failed.
     #[arg(long)]
     allow_errors: bool,
@@ -71,7 +76,8 @@ fn main() -> ExitCode {
             return ExitCode::from(EXIT_USAGE);
         }
     };
-    match run(&plan, arguments.progress || std::io::stderr().is_terminal()) {
+    let progress = Progress { is_announced: arguments.announce, ..Progress::default() };
+    match run(&plan, progress, arguments.progress || std::io::stderr().is_terminal()) {
         Ok(report) => tell(&report, arguments.json, arguments.allow_errors),
         Err(error) => {
             eprintln!("load: {error}");
@@ -80,8 +86,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(plan: &Plan, is_watched: bool) -> std::io::Result<Report> {
-    let progress = Arc::new(Progress::default());
+fn run(plan: &Plan, progress: Progress, is_watched: bool) -> std::io::Result<Report> {
+    let progress = Arc::new(progress);
     let start = Instant::now();
     let lanes: Vec<_> = (0..plan.threads)
         .map(|lane| {

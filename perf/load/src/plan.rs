@@ -6,6 +6,8 @@ use std::{net::SocketAddr, path::Path, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
+use crate::{answer::Wanted, stamp};
+
 /// The kind of requests.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -90,6 +92,8 @@ written! {
     topics: usize = 1,
     /// Bytes of a published message.
     size: usize = 1_024,
+    /// Publishing, puts the time of sending into each message; reading, counts the time from there to the answer.
+    stamp: bool = false,
     /// How sure a publish has to be: all, local or none.
     ack: String = "all".to_owned(),
     /// Partition keys to go round; 0: none.
@@ -130,6 +134,7 @@ impl Written {
             (!(plan.timeout_s > 0.0 && plan.timeout_s <= 3_600.0), "timeout-s is more than 0, and an hour at most"),
             (plan.topics == 0 || plan.groups == 0, "topics and groups are 1 or more"),
             (plan.size == 0, "size is 1 or more: an empty message is refused"),
+            (plan.stamp && plan.size < stamp::BYTES, "a stamp does not fit a message of this size"),
             (!["all", "local", "none"].contains(&plan.ack.as_str()), "ack is all, local or none"),
             (!(1..=4_000).contains(&plan.batch), "batch is 1 to 4000"),
             (plan.wait_s > 30, "wait-s is 30 at most"),
@@ -151,9 +156,14 @@ impl Plan {
         matches!(self.work, Work::Subscribe | Work::Idle)
     }
 
-    /// Whether answers are frames of several messages.
-    pub fn is_batch(&self) -> bool {
-        self.is_read() && self.batch > 1
+    /// Whether what is sent carries the time of sending.
+    pub fn is_stamped(&self) -> bool {
+        self.work == Work::Publish && self.stamp
+    }
+
+    /// What is wanted of the bodies of answers.
+    pub fn wanted(&self) -> Wanted {
+        Wanted { frames: self.is_read() && self.batch > 1, stamps: self.is_read() && self.stamp }
     }
 
     /// How long an answer may take.

@@ -44,6 +44,8 @@ pub struct Report {
     pub latency_ms: Times,
     /// From the actual sending.
     pub service_ms: Times,
+    /// From the sending of a message to its reading, for those that carried a stamp.
+    pub end_to_end_ms: Option<Times>,
     pub answers: BTreeMap<u16, u64>,
     pub errors: BTreeMap<String, u64>,
     /// The longest line of requests that were due and not sent (of one thread).
@@ -71,6 +73,7 @@ impl Report {
             bytes_out: tally.bytes_out,
             latency_ms: times(&tally.latency),
             service_ms: times(&tally.service),
+            end_to_end_ms: (!tally.age.is_empty()).then(|| times(&tally.age)),
             answers: tally.answers.clone(),
             errors: tally.errors.clone(),
             line_max: tally.line_max,
@@ -134,17 +137,20 @@ impl fmt::Display for Report {
             self.bytes_in,
             self.bytes_out
         )?;
-        let mut line = |what: &str, times: &Times| {
+        let line = |f: &mut fmt::Formatter<'_>, what: &str, times: &Times| {
             let Times { mean, p50, p90, p99, p999, max, .. } = times;
             writeln!(
                 f,
                 "{what} ms  p50 {p50:.3}  p90 {p90:.3}  p99 {p99:.3}  p99.9 {p999:.3}  max {max:.3}  mean {mean:.3}"
             )
         };
-        line("latency", &self.latency_ms)?;
+        line(f, "latency", &self.latency_ms)?;
         if self.plan.rate > 0.0 {
-            line("service", &self.service_ms)?;
+            line(f, "service", &self.service_ms)?;
             writeln!(f, "longest line of due requests {}", self.line_max)?;
+        }
+        if let Some(end_to_end) = &self.end_to_end_ms {
+            line(f, "end to end", end_to_end)?;
         }
         let listed = |pairs: Vec<String>| if pairs.is_empty() { "none".to_owned() } else { pairs.join("  ") };
         writeln!(f, "answers {}", listed(self.answers.iter().map(|(k, v)| format!("{k}: {v}")).collect()))?;

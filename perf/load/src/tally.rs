@@ -7,7 +7,7 @@ use std::{
 
 use hdrhistogram::Histogram;
 
-use crate::answer::Answer;
+use crate::{answer::Answer, stamp};
 
 /// Significant digits of every latency.
 const DIGITS: u8 = 3;
@@ -31,6 +31,8 @@ pub struct Tally {
     pub service: Histogram<u64>,
     /// How much later than intended a request went although a connection was free.
     pub late: Histogram<u64>,
+    /// From the sending a message's stamp names to the last byte of the answer that brought it.
+    pub age: Histogram<u64>,
     pub answers: BTreeMap<u16, u64>,
     /// By class, or by the code of a problem document.
     pub errors: BTreeMap<String, u64>,
@@ -51,6 +53,7 @@ impl Default for Tally {
             latency: histogram(),
             service: histogram(),
             late: histogram(),
+            age: histogram(),
             answers: BTreeMap::new(),
             errors: BTreeMap::new(),
             messages: 0,
@@ -70,9 +73,19 @@ impl Tally {
         self.messages += answer.messages;
         self.bytes_in += answer.bytes;
         self.bytes_out += request.bytes;
+        if !answer.stamps.is_empty() {
+            self.ages(&answer.stamps, stamp::now());
+        }
         if answer.status >= 400 {
             let class = answer.code.map_or_else(|| format!("status {}", answer.status), |code| format!("code {code}"));
             self.error(&class, 1);
+        }
+    }
+
+    /// Messages sent at `stamps` were read at `now`, in nanoseconds of the Unix epoch.
+    pub fn ages(&mut self, stamps: &[u64], now: u64) {
+        for stamp in stamps {
+            self.age.saturating_record(now.saturating_sub(*stamp).max(1));
         }
     }
 
@@ -87,9 +100,13 @@ impl Tally {
     }
 
     pub fn add(&mut self, other: &Self) {
-        for (mine, theirs) in
-            [(&mut self.latency, &other.latency), (&mut self.service, &other.service), (&mut self.late, &other.late)]
-        {
+        let pairs = [
+            (&mut self.latency, &other.latency),
+            (&mut self.service, &other.service),
+            (&mut self.late, &other.late),
+            (&mut self.age, &other.age),
+        ];
+        for (mine, theirs) in pairs {
             mine.add(theirs).expect("all have the same bounds");
         }
         for (status, count) in &other.answers {
@@ -124,12 +141,24 @@ mod tests {
         let intended = Instant::now();
         let sent = intended + Duration::from_millis(40);
         let request = Attempt { intended, sent, bytes: 10 };
-        let answer = Answer { status: 503, code: Some(50301), messages: 0, bytes: 5, closes: false };
+        let answer =
+            Answer { status: 503, code: Some(50301), messages: 0, bytes: 5, closes: false, stamps: Vec::new() };
         tally.answer(&request, &answer, sent + Duration::from_millis(2));
         let ms = |histogram: &Histogram<u64>| histogram.max() / 1_000_000;
         assert_eq!((ms(&tally.latency), ms(&tally.service)), (42, 2));
         let mut sum = tally.clone();
         sum.add(&tally);
         assert_eq!((sum.requests(), sum.errors["code 50301"], sum.bytes_in), (2, 2, 10));
+    }
+
+    #[test]
+    fn a_message_is_as_old_as_its_stamp_says() {
+        let mut tally = Tally::default();
+        tally.ages(&[1_000_000_000, 1_001_000_000, 1_009_000_000], 1_005_000_000);
+        let mut sum = tally.clone();
+        sum.add(&tally);
+        let ms = |quantile| sum.age.value_at_quantile(quantile) / 1_000_000;
+        assert_eq!((sum.age.len(), ms(1.0), ms(0.5)), (6, 5, 4));
+        assert_eq!(sum.age.min(), 1, "a clock that was set back makes none negative");
     }
 }

@@ -22,7 +22,7 @@ use crate::{
     config::resolve::Config,
     limits,
     mesh::{Mesh, ShardId},
-    metrics::ShardMetrics,
+    metrics::{Hitters, ShardMetrics},
     offload::Offload,
     registry::Topics,
     store::{AdminError, Store, Topic, notify::Notify},
@@ -39,7 +39,15 @@ pub struct DataPlane {
     pub backend: Backend,
     pub topics: Topics,
     pub groups: Groups,
+    pub readers: Readers,
     refresh: Refresh,
+}
+
+/// What this core gave to readers, by their app.
+#[derive(Debug, Default)]
+pub struct Readers {
+    pub messages: Hitters,
+    pub bytes: Hitters,
 }
 
 /// Refreshes of the topic snapshot: one at a time, in a task of their own, so that no request that gives up ends one.
@@ -61,6 +69,7 @@ impl DataPlane {
             backend,
             topics: Topics::default(),
             groups: Groups::default(),
+            readers: Readers::default(),
             refresh: Refresh {
                 running: Cell::new(false),
                 listing: Cell::new(false),
@@ -90,6 +99,17 @@ pub struct Context {
     request_seed: u64,
     request_count: Cell<u64>,
     pub started: Instant,
+    /// What the control thread last found; empty on the others.
+    pub recent: RefCell<Recent>,
+}
+
+/// The last few seconds, over all cores.
+#[derive(Clone, Debug, Default)]
+pub struct Recent {
+    /// The busiest core's messages over the mean; 1 when nothing was done.
+    pub message_skew: Option<f64>,
+    /// Share of the time each core was busy.
+    pub busy: Vec<f64>,
 }
 
 impl Context {
@@ -116,6 +136,7 @@ impl Context {
             request_seed: ahash::RandomState::new().hash_one(shard.0),
             request_count: Cell::new(0),
             started: Instant::now(),
+            recent: RefCell::default(),
         })
     }
 

@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Instant};
 
 use futures_channel::oneshot;
 
-use super::{reply::Problem, status::ShardStatus};
+use super::{reply::Problem, status::ShardStatus, top::Top};
 use crate::{
     config::resolve::Config,
     mesh::{Mesh, ShardId},
@@ -56,6 +56,9 @@ pub enum Frame {
     },
     Status {
         answer: oneshot::Sender<ShardStatus>,
+    },
+    Top {
+        answer: oneshot::Sender<Top>,
     },
     Drain(DrainPhase),
     /// Flush, commit, leave; answered when done.

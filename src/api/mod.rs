@@ -21,6 +21,7 @@ pub mod query;
 pub mod reply;
 pub mod status;
 pub mod subscribe;
+pub mod top;
 
 use std::{rc::Rc, time::Instant};
 
@@ -101,8 +102,8 @@ pub struct Planned {
 }
 
 /// Reads the head, decides what is to be done. Everything that can be refused without the body is refused here.
-pub fn plan(ctx: &Rc<Context>, head: &Head<'_>, roles: Roles) -> Planned {
-    let started = Instant::now();
+/// `started` is when the head's first byte was there.
+pub fn plan(ctx: &Rc<Context>, head: &Head<'_>, roles: Roles, started: Instant) -> Planned {
     let stamp = Stamp { request_id: request_id(ctx, head), path: SmallVec::from_slice(head.path) };
     let (route, action) = route(ctx, head, roles);
     let action = action.unwrap_or_else(Action::Refuse);
@@ -205,13 +206,13 @@ impl Planned {
     /// Does it.
     pub async fn run(self, ctx: &Rc<Context>, body: Bytes) -> Reply {
         let Self { route, stamp, started, traced, action } = self;
-        let mut timing = None;
+        let (mut timing, mut timed_from) = (None, None);
         let result = match action {
             Action::Refuse(problem) => Err(problem),
             Action::Publish(publish) => {
-                let (result, stages) = publish.run(ctx, body, &stamp).await;
-                timing = Some(stages);
-                ctx.metrics.pub_duration.record(started.elapsed());
+                let result;
+                (result, timing) = publish.run(ctx, body, &stamp).await;
+                timed_from = record_stages(ctx, started, timing);
                 result
             }
             Action::Subscribe(subscribe) => {
@@ -235,8 +236,23 @@ impl Planned {
             add_trace(ctx, &mut reply, started, timing);
         }
         reply.close |= ctx.drain_phase() != DrainPhase::Serving;
+        reply.timed_from = timed_from;
         reply
     }
+}
+
+/// Counts the stages that are over. Gives when the last one began, if there is one.
+fn record_stages(ctx: &Context, started: Instant, timing: Option<Timing>) -> Option<Instant> {
+    let Some(Timing { enqueued, reported, resumed }) = timing else {
+        ctx.metrics.pub_duration.record(started.elapsed());
+        return None;
+    };
+    let stages = &ctx.metrics.pub_stages;
+    stages.parse.record(enqueued - started);
+    stages.kafka.record(reported - enqueued);
+    stages.queue.record(resumed - reported);
+    ctx.metrics.pub_duration.record(resumed - started);
+    Some(resumed)
 }
 
 /// The answer to bytes that are no request; `None`: nobody is there to be told.
@@ -259,18 +275,21 @@ pub fn too_many_connections(ctx: &Context) -> Reply {
     reply
 }
 
-/// `X-Serverid` and `Server-Timing` in ms: until the record was handed over, and until its report.
+/// `X-Serverid` and `Server-Timing` in ms: the stages of a publish but the last, which is not over when its length would have to
+/// be said. A request that handed nothing over spent its time in `parse`.
 fn add_trace(ctx: &Context, reply: &mut Reply, started: Instant, timing: Option<Timing>) {
     let ms = |from: Instant, to: Instant| to.saturating_duration_since(from).as_secs_f64() * 1e3;
-    let now = Instant::now();
-    let (enqueued, reported) = timing.map_or((now, now), |t| (t.enqueued, t.reported));
+    let Timing { enqueued, reported, resumed } = timing.unwrap_or_else(|| {
+        let now = Instant::now();
+        Timing { enqueued: now, reported: now, resumed: now }
+    });
     reply.add_field("X-Serverid", ctx.config.borrow().gateway.id.as_bytes());
     reply.add_display(
         "Server-Timing",
         format_args!(
             "parse;dur={:.3}, queue;dur={:.3}, kafka;dur={:.3}",
             ms(started, enqueued),
-            ms(reported, now),
+            ms(reported, resumed),
             ms(enqueued, reported)
         ),
     );

@@ -3,7 +3,11 @@
 //! An answer that ends the connection is followed by a short reading of what the client still sends, so that the answer is not
 //! lost to a reset. A long poll ends when its client goes.
 
-use std::{rc::Rc, time::Duration};
+use std::{
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 
@@ -60,7 +64,8 @@ pub async fn serve(ctx: &Rc<Context>, connections: &Rc<Connections>, stream: Soc
                 let ctx = Rc::clone(ctx);
                 async move { ctx.draining().await }
             };
-            let start = h2::Start { stream, unread, watch: Rc::clone(&listed.watch), config };
+            let metrics = Arc::clone(&ctx.metrics);
+            let start = h2::Start { stream, unread, watch: Rc::clone(&listed.watch), config, metrics };
             h2::serve(start, draining, service.clone(), service).await;
         }
         Ok(false) => serve_h1(ctx, h1, roles).await,
@@ -81,7 +86,7 @@ pub async fn refuse(ctx: &Rc<Context>, connections: &Rc<Connections>, stream: So
 
 async fn serve_h1(ctx: &Rc<Context>, mut h1: H1<Socket>, roles: Roles) {
     loop {
-        let next = h1.next(|head| api::plan(ctx, head, roles)).await;
+        let next = h1.next(|head, began| api::plan(ctx, head, roles, began)).await;
         let (planned, mut pending) = match next {
             Ok(Some(next)) => next,
             Ok(None) => return,
@@ -90,7 +95,7 @@ async fn serve_h1(ctx: &Rc<Context>, mut h1: H1<Socket>, roles: Roles) {
         let Some(bytes_max) = planned.body_bytes_max() else {
             let goes_on = h1.skip_buffered(&pending);
             let reply = planned.run(ctx, Bytes::new()).await;
-            match answer(h1, reply, &pending, !goes_on).await {
+            match answer(ctx, h1, reply, &pending, !goes_on).await {
                 Some(open) => h1 = open,
                 None => return,
             }
@@ -100,13 +105,13 @@ async fn serve_h1(ctx: &Rc<Context>, mut h1: H1<Socket>, roles: Roles) {
             Ok(body) => body,
             Err(cause) => {
                 if let Some(reply) = planned.body_failed(ctx, cause) {
-                    answer(h1, reply, &pending, true).await;
+                    answer(ctx, h1, reply, &pending, true).await;
                 }
                 return;
             }
         };
         let Some(reply) = run(ctx, &mut h1, planned, body).await else { return };
-        match answer(h1, reply, &pending, false).await {
+        match answer(ctx, h1, reply, &pending, false).await {
             Some(open) => h1 = open,
             None => return,
         }
@@ -128,12 +133,22 @@ async fn run(ctx: &Rc<Context>, h1: &mut H1<Socket>, planned: Planned, body: Byt
 }
 
 /// Writes the answer; gives the connection back if it goes on.
-async fn answer(mut h1: H1<Socket>, reply: Reply, pending: &Pending, must_close: bool) -> Option<H1<Socket>> {
+async fn answer(
+    ctx: &Context,
+    mut h1: H1<Socket>,
+    reply: Reply,
+    pending: &Pending,
+    must_close: bool,
+) -> Option<H1<Socket>> {
     // HTTP/1.0 has no chunks: only the end of the connection ends a body of unknown length.
     let endless = pending.version == Version::Http10 && matches!(reply.body, crate::proto::Body::Source(_));
     let close = must_close || reply.close || !pending.keep_alive || endless;
+    let timed_from = reply.timed_from;
     if h1.answer(reply, pending, close).await.is_err() {
         return None;
+    }
+    if let Some(from) = timed_from {
+        ctx.metrics.pub_stages.write.record(from.elapsed());
     }
     if close {
         h1.close().await;
@@ -182,7 +197,7 @@ impl h2::PlanFn for H2Service {
 
     fn plan(&self, head: &Head<'_>) -> Planned {
         match h2::check_size(head, &self.ctx.config.borrow().http) {
-            Ok(()) => api::plan(&self.ctx, head, self.roles),
+            Ok(()) => api::plan(&self.ctx, head, self.roles, Instant::now()),
             Err(cause) => api::plan_malformed(&self.ctx, head, cause),
         }
     }

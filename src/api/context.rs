@@ -5,7 +5,7 @@
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -24,6 +24,7 @@ use crate::{
     mesh::{Mesh, ShardId},
     metrics::{Hitters, ShardMetrics},
     offload::Offload,
+    profile,
     registry::Topics,
     store::{AdminError, Store, Topic, notify::Notify},
 };
@@ -32,6 +33,9 @@ use crate::{
 const REFRESH_SPACING: Duration = Duration::from_millis(100);
 /// Partitions of a topic of the null store.
 const NULL_PARTITIONS: i32 = 4;
+
+/// Immutable once set, shared: the cores' threads, for profiles.
+pub type Threads = Arc<[OnceLock<profile::Thread>]>;
 
 /// The publishing and subscribing half of a core.
 #[derive(Debug)]
@@ -93,6 +97,8 @@ pub struct Context {
     /// Every core's block, for aggregation.
     pub all_metrics: Arc<[Arc<ShardMetrics>]>,
     pub offload: Offload,
+    /// Every core's thread, known once it has started.
+    pub threads: Threads,
     pub data: Option<DataPlane>,
     drain: Cell<DrainPhase>,
     pub drain_bell: Notify,
@@ -119,6 +125,7 @@ impl Context {
         mesh: Mesh<Frame>,
         all_metrics: Arc<[Arc<ShardMetrics>]>,
         offload: Offload,
+        threads: Threads,
         data: Option<DataPlane>,
     ) -> Rc<Self> {
         let metrics = all_metrics.get(shard.0).cloned().unwrap_or_default();
@@ -129,6 +136,7 @@ impl Context {
             metrics,
             all_metrics,
             offload,
+            threads,
             data,
             drain: Cell::default(),
             drain_bell: Notify::default(),

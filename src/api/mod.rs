@@ -16,6 +16,7 @@ pub mod format;
 pub mod frame;
 pub mod groups;
 pub mod manage;
+pub mod profile;
 pub mod publish;
 pub mod query;
 pub mod reply;
@@ -60,12 +61,13 @@ pub enum Route {
     Readyz,
     Status,
     Metrics,
+    Profile,
 }
 
 impl Route {
     /// Names as metrics show them, in order of the discriminant.
     pub const NAMES: &'static [&'static str] =
-        &["unknown", "publish", "subscribe", "alive", "livez", "readyz", "status", "metrics"];
+        &["unknown", "publish", "subscribe", "alive", "livez", "readyz", "status", "metrics", "profile"];
 }
 
 /// Label values of the request matrix's columns.
@@ -89,6 +91,7 @@ enum Action {
     Publish(Publish),
     Subscribe(Subscribe),
     Manage(Manage),
+    Profile(profile::Asked),
 }
 
 /// A request whose head was understood. Owns everything it needs.
@@ -152,6 +155,13 @@ fn route(ctx: &Rc<Context>, head: &Head<'_>, roles: Roles) -> Routed {
         [b"readyz"] => manage(Route::Readyz, head),
         [b"v1", b"status"] if roles.manage => manage(Route::Status, head),
         [b"metrics"] if roles.manage => manage(Route::Metrics, head),
+        [b"debug", b"profile"] if roles.manage => {
+            let planned = || {
+                check_method(head, &[Method::Get], "GET")?;
+                profile::Asked::plan(ctx, head).map(Action::Profile)
+            };
+            (Route::Profile, planned())
+        }
         _ => (Route::Unknown, Err(Problem::new(&codes::UNKNOWN_PATH, "no such route on this listener"))),
     }
 }
@@ -178,7 +188,7 @@ impl Planned {
             Action::Refuse(_) => None,
             Action::Publish(publish) => Some(publish.bytes_max()),
             // A body that means nothing here is read and ignored, as RFC 9110 has it for GET, within reason.
-            Action::Subscribe(_) | Action::Manage(_) => Some(limits::HEAD_BYTES_MAX),
+            Action::Subscribe(_) | Action::Manage(_) | Action::Profile(_) => Some(limits::HEAD_BYTES_MAX),
         }
     }
 
@@ -221,6 +231,7 @@ impl Planned {
                 result
             }
             Action::Manage(manage) => manage.run(ctx, &stamp).await,
+            Action::Profile(asked) => asked.run(ctx, &stamp).await,
         };
         let mut reply = match result {
             Ok(reply) => {

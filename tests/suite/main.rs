@@ -53,6 +53,7 @@ mod stores;
 mod subscribe_options;
 mod topic_names;
 mod topics;
+mod where_time_goes;
 
 /// Trials at a time. They mostly wait, for Kafka and for each other.
 const THREADS: usize = 4;
@@ -116,6 +117,7 @@ const ALL: &[&[Case]] = &[
     subscribe_options::CASES,
     topic_names::CASES,
     topics::CASES,
+    where_time_goes::CASES,
 ];
 
 static CLUSTER: OnceLock<Cluster> = OnceLock::new();

@@ -8,13 +8,16 @@ PROFILE := --release --locked
 TARGET  := $(or $(CARGO_TARGET_DIR),target)
 KATEWAY := $(TARGET)/release/kateway
 
+# Draws flame graphs; a tool under target/, no part of the workspace.
+INFERNO := 0.12.8
+
 # Options of the gateway for `make run`, e.g. make run ARGS='--store kafka --brokers localhost:9092'.
 ARGS ?= --store memory --set drain.notice_s=0
 # Filter of `make test`, e.g. make test ONLY=long_poll.
 ONLY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run build check test unit suite bench-quick config kafka-jars tools clean
+.PHONY: help run build check test unit suite bench-quick flame config kafka-jars tools clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +59,12 @@ bench-quick: ## Measure publishing on Kafka, on the null store, and nginx beside
 	@.ci/tools build test bench
 	$(CARGO) build $(PROFILE) --workspace --bins
 	perf/bench-quick --gateway $(KATEWAY) --testbed '$(abspath $(TARGET)/release/testbed) --brokers 1'
+
+flame: ## Record where the CPU time goes, publishing and subscribing on Kafka, into flamegraphs/
+	@.ci/tools build test bench
+	$(CARGO) build $(PROFILE) --workspace --bins
+	$(CARGO) install --quiet --locked --version $(INFERNO) --root $(TARGET)/tools inferno
+	perf/flame
 
 config: build ## Write config/kateway.toml and config/error-codes.md anew from the source
 	$(KATEWAY) check --sample > config/kateway.toml

@@ -8,6 +8,9 @@ PROFILE := --release --locked
 TARGET  := $(or $(CARGO_TARGET_DIR),target)
 KATEWAY := $(TARGET)/release/kateway
 
+# Draws flame graphs; a tool under target/, no part of the workspace.
+INFERNO := 0.12.8
+
 # Options of the gateway for `make run`, e.g. make run ARGS='--store kafka --brokers localhost:9092'.
 ARGS ?= --store memory --set drain.notice_s=0
 # Other arguments of the benchmark, e.g. make bench BENCH='--rounds 2 --no-result', make bench-peers BENCH=--keep.
@@ -16,7 +19,7 @@ BENCH ?=
 ONLY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run build check test unit suite bench bench-scale bench-compare bench-tools bench-peers bench-quick config kafka-jars tools clean
+.PHONY: help run build check test unit suite bench bench-scale bench-compare bench-tools bench-peers bench-quick flame config kafka-jars tools clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -79,6 +82,12 @@ bench-peers: ## Measure kateway beside its peers and its limits, on one broker, 
 	$(CARGO) build $(PROFILE) --workspace --bins
 	perf/peers/run --gateway $(KATEWAY) --load $(TARGET)/release/load --direct $(TARGET)/release/direct \
 	  --testbed '$(abspath $(TARGET)/release/testbed) --brokers 1' $(BENCH)
+
+flame: ## Record where the CPU time goes, publishing and subscribing on Kafka, into flamegraphs/
+	@.ci/tools build test bench
+	$(CARGO) build $(PROFILE) --workspace --bins
+	$(CARGO) install --quiet --locked --version $(INFERNO) --root $(TARGET)/tools inferno
+	perf/flame
 
 config: build ## Write config/kateway.toml and config/error-codes.md anew from the source
 	$(KATEWAY) check --sample > config/kateway.toml

@@ -8,7 +8,7 @@ use std::{
     io::{self, Write},
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, OnceLock,
         mpsc::{self, RecvTimeoutError},
     },
     time::Duration,
@@ -20,7 +20,7 @@ use socket2::Socket;
 use crate::{
     api::{
         backend::Backend,
-        context::{Context, DataPlane},
+        context::{Context, DataPlane, Threads},
         frame::Frame,
     },
     config::{Config, Host, ListenerConfig, Roles, Settings, Sources, StoreKind},
@@ -37,6 +37,7 @@ use crate::{
     mesh::{Kick, Mesh, ShardId},
     metrics::ShardMetrics,
     offload::Offload,
+    profile,
     server::socket,
     shard::{Shard, thread_name},
     store::{
@@ -61,6 +62,7 @@ struct Parts {
     mesh: Mesh<Frame>,
     metrics: Arc<[Arc<ShardMetrics>]>,
     offload: Offload,
+    threads: Threads,
     memory: Option<Arc<Broker>>,
 }
 
@@ -91,6 +93,7 @@ pub fn run(sources: Sources) -> Result<(), StartError> {
         mesh: Mesh::new(shards),
         metrics: (0..shards).map(|_| Arc::default()).collect(),
         offload,
+        threads: (0..shards).map(|_| OnceLock::new()).collect(),
         memory: (config.store == StoreKind::Memory).then(|| Broker::new(config.memory.bytes_max)),
         config,
     };
@@ -100,8 +103,8 @@ pub fn run(sources: Sources) -> Result<(), StartError> {
     let _kicker = start_kicker(&parts, &kicks).map_err(StartError::Spawn)?;
     print_ready(&addrs).map_err(StartError::Spawn)?;
     let control = move || {
-        let Parts { config, mesh, metrics, offload, .. } = parts;
-        let ctx = Context::new(ShardId(shards), &config, mesh, metrics, offload, None);
+        let Parts { config, mesh, metrics, offload, threads, .. } = parts;
+        let ctx = Context::new(ShardId(shards), &config, mesh, metrics, offload, threads, None);
         Control { ctx, man: man_socket, kick: Arc::clone(&kicks[shards]), signals, log, sources, settings }
     };
     let executor = builder(Placement::Unbound, "control").make().map_err(spawn_error)?;
@@ -229,9 +232,13 @@ fn start_cores(parts: &Parts, sockets: Vec<Sockets>, kicks: &[Arc<Kick>]) -> Res
         let core = move || async move {
             let _loud = Loud(n);
             let data = DataPlane::new(backend(&parts));
-            let Parts { config, mesh, metrics, offload, .. } = parts;
-            let ctx = Context::new(ShardId(n), &config, mesh, metrics, offload, Some(data));
-            let made = Shard::new(ctx, sockets, kick);
+            let Parts { config, mesh, metrics, offload, threads, .. } = parts;
+            let known = profile::Thread::here().map(|thread| {
+                // Set once: this is core `n`, and it starts once.
+                let _ = threads[n].set(thread);
+            });
+            let ctx = Context::new(ShardId(n), &config, mesh, metrics, offload, threads, Some(data));
+            let made = known.and_then(|()| Shard::new(ctx, sockets, kick));
             // The start may have been given up meanwhile.
             let _ = up.send(made.as_ref().map(|_| ()).map_err(|error| io::Error::new(error.kind(), error.to_string())));
             drop(up);

@@ -15,7 +15,7 @@
 //! answer leaves. Only a read of a group that lives on another core crosses the mesh.
 //!
 //! **Import rule**, checked by `tests/tidy.rs`; a module sees only what stands before it:
-//! `error, limits < config < metrics < offload, readiness < store < registry < kafka < mesh < api < server < shard | control < boot < main`;
+//! `error, limits < config < metrics < offload, profile, readiness < store < registry < kafka < mesh < api < server < shard | control < boot < main`;
 //! `proto` stands after `metrics` and sees neither `store`, `registry` nor `kafka`.
 //!
 //! **Words**: app (tenant), topic (app + topic + version), group, shard (one core), lease (messages handed out and not yet
@@ -27,6 +27,8 @@ pub mod limits;
 pub mod config;
 pub mod metrics;
 pub mod offload;
+
+pub mod profile;
 
 pub mod readiness;
 

@@ -16,6 +16,7 @@ use std::{
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
     task::{Poll, Waker},
+    time::{Duration, Instant},
 };
 
 use atomic_waker::AtomicWaker;
@@ -133,10 +134,20 @@ const UNANSWERED_MAX: u32 = 1_000;
 ///
 /// The waker is kept, not taken: a core can park with the woken tick in its run queue, and only a further wake, which a waker
 /// that was taken could not give, gets it out.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Kick {
     tick: OnceLock<Waker>,
     unanswered: AtomicU32,
+    made: Instant,
+    /// When the first kick without a tick came, in ns since `made`; 0: none.
+    kicked_ns: AtomicU64,
+}
+
+impl Default for Kick {
+    fn default() -> Self {
+        let (tick, unanswered, kicked_ns) = Default::default();
+        Self { tick, unanswered, made: Instant::now(), kicked_ns }
+    }
 }
 
 impl Kick {
@@ -144,20 +155,31 @@ impl Kick {
     pub fn kick(&self) {
         let unanswered = self.unanswered.load(Ordering::Relaxed);
         if unanswered < UNANSWERED_MAX {
-            self.unanswered.fetch_add(1, Ordering::Release);
+            self.unanswered.fetch_add(1, Ordering::Relaxed);
+            let _ = self.kicked_ns.compare_exchange(0, self.now_ns(), Ordering::Release, Ordering::Relaxed);
             if let Some(tick) = self.tick.get() {
                 tick.wake_by_ref();
             }
         }
     }
 
-    /// Resolves once per kick (kicks that come while the core is busy count as one). Always awaited by the same task.
-    pub async fn due(&self) {
+    /// Resolves once per kick (kicks that come while the core is busy count as one), with how long ago it came. Always awaited by
+    /// the same task.
+    pub async fn due(&self) -> Duration {
         poll_fn(|cx| {
             let tick = self.tick.get_or_init(|| cx.waker().clone());
             debug_assert!(tick.will_wake(cx.waker()), "one task ticks");
-            if self.unanswered.swap(0, Ordering::Acquire) > 0 { Poll::Ready(()) } else { Poll::Pending }
+            let kicked_ns = self.kicked_ns.swap(0, Ordering::Acquire);
+            if kicked_ns == 0 {
+                return Poll::Pending;
+            }
+            self.unanswered.store(0, Ordering::Relaxed);
+            Poll::Ready(Duration::from_nanos(self.now_ns().saturating_sub(kicked_ns)))
         })
-        .await;
+        .await
+    }
+
+    fn now_ns(&self) -> u64 {
+        u64::try_from(self.made.elapsed().as_nanos()).unwrap_or(u64::MAX).max(1)
     }
 }

@@ -11,6 +11,7 @@ use std::{
 pub use crate::kafka::ClientCounter;
 use crate::{
     kafka::KafkaStore,
+    metrics::SizesSnapshot,
     store::{
         Ack, AdminError, Begin, Group, ProduceError, Record, Store, Stored, Topic, TopicMeta, Watermarks,
         memory::MemoryStore, null::NullStore,
@@ -31,6 +32,13 @@ pub enum Report {
     Kafka(<KafkaStore as Store>::Report),
     Memory(<MemoryStore as Store>::Report),
     Null(<NullStore as Store>::Report),
+}
+
+impl Report {
+    /// When the core had the report that was awaited here; `None` for a store that has it at once.
+    pub fn reported_at(&self) -> Option<Instant> {
+        if let Self::Kafka(report) = self { report.reported_at() } else { None }
+    }
 }
 
 impl Future for Report {
@@ -59,6 +67,11 @@ impl Backend {
     /// What the Kafka clients of this core count. Empty for the other stores.
     pub fn counters(&self) -> Vec<ClientCounter> {
         if let Self::Kafka(store) = self { store.counters() } else { Vec::new() }
+    }
+
+    /// Records by the batch they were sent in. Empty for the other stores.
+    pub fn batch_sizes(&self) -> SizesSnapshot {
+        if let Self::Kafka(store) = self { store.batch_sizes() } else { SizesSnapshot::default() }
     }
 
     /// Topics come into being when first used, whatever the configuration says.

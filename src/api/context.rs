@@ -5,7 +5,7 @@
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -22,8 +22,9 @@ use crate::{
     config::resolve::Config,
     limits,
     mesh::{Mesh, ShardId},
-    metrics::ShardMetrics,
+    metrics::{Hitters, ShardMetrics},
     offload::Offload,
+    profile,
     registry::Topics,
     store::{AdminError, Store, Topic, notify::Notify},
 };
@@ -35,13 +36,24 @@ const AGREE_SPACING: Duration = Duration::from_secs(1);
 /// Partitions of a topic of the null store.
 const NULL_PARTITIONS: i32 = 4;
 
+/// Immutable once set, shared: the cores' threads, for profiles.
+pub type Threads = Arc<[OnceLock<profile::Thread>]>;
+
 /// The publishing and subscribing half of a core.
 #[derive(Debug)]
 pub struct DataPlane {
     pub backend: Backend,
     pub topics: Topics,
     pub groups: Groups,
+    pub readers: Readers,
     refresh: Refresh,
+}
+
+/// What this core gave to readers, by their app.
+#[derive(Debug, Default)]
+pub struct Readers {
+    pub messages: Hitters,
+    pub bytes: Hitters,
 }
 
 /// Refreshes of the topic snapshot: one at a time, in a task of their own, so that no request that gives up ends one.
@@ -65,6 +77,7 @@ impl DataPlane {
             backend,
             topics: Topics::default(),
             groups: Groups::default(),
+            readers: Readers::default(),
             refresh: Refresh {
                 running: Cell::new(false),
                 listing: Cell::new(false),
@@ -89,12 +102,25 @@ pub struct Context {
     /// Every core's block, for aggregation.
     pub all_metrics: Arc<[Arc<ShardMetrics>]>,
     pub offload: Offload,
+    /// Every core's thread, known once it has started.
+    pub threads: Threads,
     pub data: Option<DataPlane>,
     drain: Cell<DrainPhase>,
     pub drain_bell: Notify,
     request_seed: u64,
     request_count: Cell<u64>,
     pub started: Instant,
+    /// What the control thread last found; empty on the others.
+    pub recent: RefCell<Recent>,
+}
+
+/// The last few seconds, over all cores.
+#[derive(Clone, Debug, Default)]
+pub struct Recent {
+    /// The busiest core's messages over the mean; 1 when nothing was done.
+    pub message_skew: Option<f64>,
+    /// Share of the time each core was busy.
+    pub busy: Vec<f64>,
 }
 
 impl Context {
@@ -104,6 +130,7 @@ impl Context {
         mesh: Mesh<Frame>,
         all_metrics: Arc<[Arc<ShardMetrics>]>,
         offload: Offload,
+        threads: Threads,
         data: Option<DataPlane>,
     ) -> Rc<Self> {
         let metrics = all_metrics.get(shard.0).cloned().unwrap_or_default();
@@ -114,6 +141,7 @@ impl Context {
             metrics,
             all_metrics,
             offload,
+            threads,
             data,
             drain: Cell::default(),
             drain_bell: Notify::default(),
@@ -121,6 +149,7 @@ impl Context {
             request_seed: ahash::RandomState::new().hash_one(shard.0),
             request_count: Cell::new(0),
             started: Instant::now(),
+            recent: RefCell::default(),
         })
     }
 

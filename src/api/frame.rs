@@ -8,7 +8,7 @@ use std::{os::fd::OwnedFd, sync::Arc, time::Instant};
 use bytes::Bytes;
 use futures_channel::oneshot;
 
-use super::{reply::Problem, status::ShardStatus};
+use super::{reply::Problem, status::ShardStatus, top::Top};
 use crate::{
     config::resolve::{Config, Roles},
     mesh::{Mesh, ShardId},
@@ -64,6 +64,9 @@ pub enum Frame {
     },
     Status {
         answer: oneshot::Sender<ShardStatus>,
+    },
+    Top {
+        answer: oneshot::Sender<Top>,
     },
     Drain(DrainPhase),
     /// Flush, commit, leave; answered when done.

@@ -108,8 +108,10 @@ async fn metrics(ctx: &Rc<Context>, stamp: &Stamp) -> Result<Reply, Problem> {
         }
     }
     samples.extend(lag_samples(&gathered));
-    let scrape =
-        Scrape { shards: ctx.all_metrics.to_vec(), routes: Route::NAMES, outcomes: super::outcome_labels(), samples };
+    samples.extend(skew_samples(ctx));
+    let batches = gathered.into_iter().filter_map(|(id, status)| Some((id.0, status?.batches))).collect();
+    let (shards, outcomes) = (ctx.all_metrics.to_vec(), super::outcome_labels());
+    let scrape = Scrape { shards, routes: Route::NAMES, outcomes, samples, batches };
     let text = scrape.text().map_err(|error| Problem::new(&codes::INTERNAL, error.to_string()))?;
     Ok(Reply::new(200).field("X-Request-Id", &stamp.request_id).body("text/plain; version=0.0.4; charset=utf-8", text))
 }
@@ -136,6 +138,21 @@ fn lag_samples(gathered: &[(crate::mesh::ShardId, Option<status::ShardStatus>)])
         value: float(lag),
     };
     lags.into_iter().map(sample).collect()
+}
+
+fn skew_samples(ctx: &Context) -> Vec<Sample> {
+    let connections = Some(status::connection_skew(ctx));
+    let rows = [("connections", connections), ("messages", ctx.recent.borrow().message_skew)];
+    let sample = |(of, value): (&str, Option<f64>)| {
+        value.map(|value| Sample {
+            name: "kateway_shard_skew_ratio",
+            help: "The core with most over the mean of all cores; messages: of the last seconds.",
+            kind: "gauge",
+            labels: vec![("of", of.to_owned())],
+            value,
+        })
+    };
+    rows.into_iter().filter_map(sample).collect()
 }
 
 #[allow(clippy::cast_precision_loss)] // Prometheus values are floats.

@@ -16,11 +16,13 @@ pub mod format;
 pub mod frame;
 pub mod groups;
 pub mod manage;
+pub mod profile;
 pub mod publish;
 pub mod query;
 pub mod reply;
 pub mod status;
 pub mod subscribe;
+pub mod top;
 
 use std::{rc::Rc, time::Instant};
 
@@ -61,12 +63,13 @@ pub enum Route {
     Readyz,
     Status,
     Metrics,
+    Profile,
 }
 
 impl Route {
     /// Names as metrics show them, in order of the discriminant.
     pub const NAMES: &'static [&'static str] =
-        &["unknown", "publish", "subscribe", "alive", "livez", "readyz", "status", "metrics"];
+        &["unknown", "publish", "subscribe", "alive", "livez", "readyz", "status", "metrics", "profile"];
 }
 
 /// Label values of the request matrix's columns.
@@ -90,6 +93,7 @@ enum Action {
     Publish(Publish),
     Subscribe(Subscribe),
     Manage(Manage),
+    Profile(profile::Asked),
 }
 
 /// A request whose head was understood. Owns everything it needs.
@@ -103,8 +107,8 @@ pub struct Planned {
 }
 
 /// Reads the head, decides what is to be done. Everything that can be refused without the body is refused here.
-pub fn plan(ctx: &Rc<Context>, head: &Head<'_>, roles: Roles) -> Planned {
-    let started = Instant::now();
+/// `started` is when the head's first byte was there.
+pub fn plan(ctx: &Rc<Context>, head: &Head<'_>, roles: Roles, started: Instant) -> Planned {
     let stamp = Stamp { request_id: request_id(ctx, head), path: SmallVec::from_slice(head.path) };
     let (route, action) = route(ctx, head, roles);
     let action = action.unwrap_or_else(Action::Refuse);
@@ -153,6 +157,13 @@ fn route(ctx: &Rc<Context>, head: &Head<'_>, roles: Roles) -> Routed {
         [b"readyz"] => manage(Route::Readyz, head),
         [b"v1", b"status"] if roles.manage => manage(Route::Status, head),
         [b"metrics"] if roles.manage => manage(Route::Metrics, head),
+        [b"debug", b"profile"] if roles.manage => {
+            let planned = || {
+                check_method(head, &[Method::Get], "GET")?;
+                profile::Asked::plan(ctx, head).map(Action::Profile)
+            };
+            (Route::Profile, planned())
+        }
         _ => (Route::Unknown, Err(Problem::new(&codes::UNKNOWN_PATH, "no such route on this listener"))),
     }
 }
@@ -179,7 +190,7 @@ impl Planned {
             Action::Refuse(_) => None,
             Action::Publish(publish) => Some(publish.bytes_max()),
             // A body that means nothing here is read and ignored, as RFC 9110 has it for GET, within reason.
-            Action::Subscribe(_) | Action::Manage(_) => Some(limits::HEAD_BYTES_MAX),
+            Action::Subscribe(_) | Action::Manage(_) | Action::Profile(_) => Some(limits::HEAD_BYTES_MAX),
         }
     }
 
@@ -212,13 +223,13 @@ impl Planned {
     /// Does it.
     pub async fn run(self, ctx: &Rc<Context>, body: Bytes) -> Reply {
         let Self { route, stamp, started, traced, action } = self;
-        let mut timing = None;
+        let (mut timing, mut timed_from) = (None, None);
         let result = match action {
             Action::Refuse(problem) => Err(problem),
             Action::Publish(publish) => {
-                let (result, stages) = publish.run(ctx, body, &stamp).await;
-                timing = Some(stages);
-                ctx.metrics.pub_duration.record(started.elapsed());
+                let result;
+                (result, timing) = publish.run(ctx, body, &stamp).await;
+                timed_from = record_stages(ctx, started, timing);
                 result
             }
             Action::Subscribe(subscribe) => {
@@ -227,6 +238,7 @@ impl Planned {
                 result
             }
             Action::Manage(manage) => manage.run(ctx, &stamp).await,
+            Action::Profile(asked) => asked.run(ctx, &stamp).await,
         };
         let mut reply = match result {
             Ok(reply) => {
@@ -242,8 +254,23 @@ impl Planned {
             add_trace(ctx, &mut reply, started, timing);
         }
         reply.close |= ctx.drain_phase() != DrainPhase::Serving;
+        reply.timed_from = timed_from;
         reply
     }
+}
+
+/// Counts the stages that are over. Gives when the last one began, if there is one.
+fn record_stages(ctx: &Context, started: Instant, timing: Option<Timing>) -> Option<Instant> {
+    let Some(Timing { enqueued, reported, resumed }) = timing else {
+        ctx.metrics.pub_duration.record(started.elapsed());
+        return None;
+    };
+    let stages = &ctx.metrics.pub_stages;
+    stages.parse.record(enqueued - started);
+    stages.kafka.record(reported - enqueued);
+    stages.queue.record(resumed - reported);
+    ctx.metrics.pub_duration.record(resumed - started);
+    Some(resumed)
 }
 
 /// The answer to bytes that are no request; `None`: nobody is there to be told.
@@ -266,18 +293,21 @@ pub fn too_many_connections(ctx: &Context) -> Reply {
     reply
 }
 
-/// `X-Serverid` and `Server-Timing` in ms: until the record was handed over, and until its report.
+/// `X-Serverid` and `Server-Timing` in ms: the stages of a publish but the last, which is not over when its length would have to
+/// be said. A request that handed nothing over spent its time in `parse`.
 fn add_trace(ctx: &Context, reply: &mut Reply, started: Instant, timing: Option<Timing>) {
     let ms = |from: Instant, to: Instant| to.saturating_duration_since(from).as_secs_f64() * 1e3;
-    let now = Instant::now();
-    let (enqueued, reported) = timing.map_or((now, now), |t| (t.enqueued, t.reported));
+    let Timing { enqueued, reported, resumed } = timing.unwrap_or_else(|| {
+        let now = Instant::now();
+        Timing { enqueued: now, reported: now, resumed: now }
+    });
     reply.add_field("X-Serverid", ctx.config.borrow().gateway.id.as_bytes());
     reply.add_display(
         "Server-Timing",
         format_args!(
             "parse;dur={:.3}, queue;dur={:.3}, kafka;dur={:.3}",
             ms(started, enqueued),
-            ms(reported, now),
+            ms(reported, resumed),
             ms(enqueued, reported)
         ),
     );

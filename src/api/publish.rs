@@ -50,11 +50,15 @@ enum TopicRef {
     Unknown(String),
 }
 
-/// When the stages of a publish ended, for `Server-Timing`.
+/// When the stages of a publish that was handed over ended (see [`crate::metrics::Stages`]).
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
+    /// The record was handed to the store.
     pub enqueued: Instant,
+    /// The core had its report.
     pub reported: Instant,
+    /// The request ran again.
+    pub resumed: Instant,
 }
 
 impl Publish {
@@ -99,45 +103,42 @@ impl Publish {
     }
 
     /// Produces the body and answers.
-    pub async fn run(mut self, ctx: &Rc<Context>, body: Bytes, stamp: &Stamp) -> (Result<Reply, Problem>, Timing) {
-        let mut timing = Timing { enqueued: Instant::now(), reported: Instant::now() };
+    pub async fn run(
+        mut self,
+        ctx: &Rc<Context>,
+        body: Bytes,
+        stamp: &Stamp,
+    ) -> (Result<Reply, Problem>, Option<Timing>) {
+        let mut timing = None;
         self.record.value = body;
         let result = self.produce(ctx, stamp, &mut timing).await;
         drop(self.inflight);
         (result, timing)
     }
 
-    async fn produce(&mut self, ctx: &Rc<Context>, stamp: &Stamp, timing: &mut Timing) -> Result<Reply, Problem> {
+    async fn produce(
+        &mut self,
+        ctx: &Rc<Context>,
+        stamp: &Stamp,
+        timing: &mut Option<Timing>,
+    ) -> Result<Reply, Problem> {
         let data = ctx.data.as_ref().ok_or_else(reply::unknown_topic)?;
         let bytes = self.record.value.len();
         if bytes == 0 {
             return Err(Problem::new(&codes::EMPTY_MESSAGE, "a message has at least one byte"));
         }
-        let began = timing.enqueued;
-        let deadline = began + ctx.config.borrow().publish.deadline;
-        let mut topic = self.topic(ctx, deadline).await?;
+        let (mut topic, late) = self.topic(ctx).await?;
         let mut record = std::mem::take(&mut self.record);
         let is_chosen_by_store = record.partition.is_none();
         // Where a missing topic is made, one that turns out to be gone is made as well, once.
         let makes_topics = ctx.config.borrow().topics.auto_create;
         let mut spare = makes_topics.then(|| record.clone());
         let answer = loop {
-            timing.enqueued = Instant::now();
-            let answer = if self.is_async || self.ack == Ack::None {
-                data.backend.enqueue(&topic, record, self.ack).map(|()| queued_reply(stamp))
-            } else {
-                match data.backend.produce(&topic, record, self.ack) {
-                    Ok(report) => {
-                        let volatile = data.backend.is_volatile();
-                        let report = within(report, deadline, timing.enqueued - began);
-                        report.await.map(|stored| stored_reply(stored, volatile, stamp))
-                    }
-                    Err(error) => Err(error),
-                }
-            };
+            let answer = self.hand_over(data, &topic, record, stamp, late, timing).await;
             match (answer, spare.take()) {
                 (Err(ProduceError::UnknownTopic), Some(again)) => {
                     data.topics.forget(&topic);
+                    let deadline = ctx.config.borrow().publish.deadline;
                     topic = in_time(ctx.find_topic(&topic.name, true), deadline).await?;
                     record = again;
                 }
@@ -148,21 +149,48 @@ impl Publish {
                 (answer, _) => break answer,
             }
         };
-        timing.reported = Instant::now();
-        ctx.metrics.kafka_duration.record(timing.reported - timing.enqueued);
         let reply = answer.map_err(|error| failed(ctx, data, &topic, error, is_chosen_by_store))?;
         ctx.metrics.cells.pub_messages.add(1);
         ctx.metrics.cells.pub_bytes.add(bytes as u64);
+        topic.usage.published.add(1, bytes as u64);
         Ok(reply)
     }
 
-    async fn topic(&self, ctx: &Rc<Context>, deadline: Instant) -> Result<Rc<Topic>, Problem> {
+    /// Hands the record to the store, and waits for its report unless nobody wants it.
+    async fn hand_over(
+        &self,
+        data: &DataPlane,
+        topic: &Topic,
+        record: Record,
+        stamp: &Stamp,
+        late: Option<Instant>,
+        timing: &mut Option<Timing>,
+    ) -> Result<Reply, ProduceError> {
+        let enqueued = Instant::now();
+        if self.is_async || self.ack == Ack::None {
+            data.backend.enqueue(topic, record, self.ack)?;
+            let resumed = Instant::now();
+            *timing = Some(Timing { enqueued, reported: resumed, resumed });
+            return Ok(queued_reply(stamp));
+        }
+        let mut report = data.backend.produce(topic, record, self.ack)?;
+        let stored = within(&mut report, late).await;
+        let resumed = Instant::now();
+        *timing = Some(Timing { enqueued, reported: report.reported_at().unwrap_or(resumed), resumed });
+        stored.map(|stored| stored_reply(stored, data.backend.is_volatile(), stamp))
+    }
+
+    /// The topic, and the publish's deadline if the look-up has used up some of its time.
+    async fn topic(&self, ctx: &Rc<Context>) -> Result<(Rc<Topic>, Option<Instant>), Problem> {
         if let TopicRef::Known(topic) = &self.topic
             && self.record.partition.is_none_or(|partition| partition < topic.partitions.get())
         {
-            return Ok(Rc::clone(topic));
+            return Ok((Rc::clone(topic), None));
         }
-        in_time(self.look_up(ctx), deadline).await
+        let began = Instant::now();
+        let deadline = ctx.config.borrow().publish.deadline;
+        let topic = in_time(self.look_up(ctx), deadline).await?;
+        Ok((topic, (began.elapsed() >= LOOK_UP_SLOW).then_some(began + deadline)))
     }
 
     async fn look_up(&self, ctx: &Rc<Context>) -> Result<Rc<Topic>, Problem> {
@@ -218,13 +246,13 @@ fn failed(
     }
 }
 
-/// A look-up of a topic, no later than the deadline.
+/// A look-up of a topic, no longer than a publish may take.
 async fn in_time(
     look_up: impl Future<Output = Result<Rc<Topic>, Problem>>,
-    deadline: Instant,
+    deadline: Duration,
 ) -> Result<Rc<Topic>, Problem> {
     let late = async {
-        glommio::timer::sleep(deadline.saturating_duration_since(Instant::now())).await;
+        glommio::timer::sleep(deadline).await;
         Err(Problem::new(&codes::UNAVAILABLE, "the topic could not be looked up within the deadline"))
     };
     futures_lite::future::or(look_up, late).await
@@ -234,12 +262,9 @@ async fn in_time(
 /// of the topic has taken is taken off.
 async fn within(
     report: impl Future<Output = Result<Stored, ProduceError>>,
-    deadline: Instant,
-    looked_up_for: Duration,
+    deadline: Option<Instant>,
 ) -> Result<Stored, ProduceError> {
-    if looked_up_for < LOOK_UP_SLOW {
-        return report.await;
-    }
+    let Some(deadline) = deadline else { return report.await };
     let late = async {
         glommio::timer::sleep(deadline.saturating_duration_since(Instant::now())).await;
         Err(ProduceError::Unknown { reason: "DEADLINE" })

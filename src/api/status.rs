@@ -5,10 +5,11 @@ use std::{rc::Rc, time::Duration};
 use futures_channel::oneshot;
 use serde_json::{Value, json};
 
-use super::{backend::ClientCounter, context::Context, frame::Frame};
+use super::{backend::ClientCounter, context::Context, frame::Frame, top};
 use crate::{
     limits,
     mesh::ShardId,
+    metrics::{Histogram, HistogramSnapshot, ShardMetrics, SizesSnapshot},
     store::{GroupStatus, Store},
 };
 
@@ -24,6 +25,7 @@ pub struct ShardStatus {
     pub queued_messages: u64,
     pub queued_bytes: u64,
     pub clients: Vec<ClientCounter>,
+    pub batches: SizesSnapshot,
 }
 
 /// This core's status; what it answers to [`Frame::Status`].
@@ -37,17 +39,23 @@ pub fn here(ctx: &Context) -> ShardStatus {
         queued_messages,
         queued_bytes,
         clients: data.backend.counters(),
+        batches: data.backend.batch_sizes(),
     }
 }
 
-/// Asks every core at once; a core that does not answer in time is `None`.
+/// Every core's status.
 pub async fn gather(ctx: &Context) -> Vec<(ShardId, Option<ShardStatus>)> {
+    ask(ctx, |answer| Frame::Status { answer }).await
+}
+
+/// Asks every core at once; a core that does not answer in time is `None`.
+pub async fn ask<T>(ctx: &Context, question: impl Fn(oneshot::Sender<T>) -> Frame) -> Vec<(ShardId, Option<T>)> {
     let asked: Vec<_> = ctx
         .mesh
         .shard_ids()
         .map(|shard| {
             let (answer, answered) = oneshot::channel();
-            let sent = ctx.mesh.send(shard, Frame::Status { answer });
+            let sent = ctx.mesh.send(shard, question(answer));
             (shard, sent.is_ok().then_some(answered))
         })
         .collect();
@@ -101,6 +109,8 @@ pub async fn document(ctx: &Rc<Context>) -> Value {
         "silent_shards": silent,
         "totals": totals,
         "groups": groups,
+        "skew": { "connections": connection_skew(ctx), "messages": ctx.recent.borrow().message_skew },
+        "top": top::document(ctx).await,
         "offload": { "queued": ctx.offload.queued(), "refused_total": ctx.offload.refused_total() },
         "limits": limits_json(ctx),
     })
@@ -116,6 +126,10 @@ fn shard_json(ctx: &Context, shard: ShardId, status: Option<&ShardStatus>) -> Va
         "answered": status.is_some(),
         "counters": counters,
         "stalls": ctx.all_metrics.get(shard.0).map(|m| m.stalls.get()),
+        "busy_share": ctx.recent.borrow().busy.get(shard.0),
+        "loop_delay_us": ctx.all_metrics.get(shard.0).map(|m| quantiles(&m.loop_delay)),
+        "stages_us": ctx.all_metrics.get(shard.0).map(|m| stages(m)),
+        "batch_records_mean": status.map(|s| s.batches.mean()),
         "mesh_refused": ctx.mesh.refused_total(shard),
         "mesh_waiting": ctx.mesh.waiting(shard),
         "topics": status.map(|s| s.topics),
@@ -126,6 +140,29 @@ fn shard_json(ctx: &Context, shard: ShardId, status: Option<&ShardStatus>) -> Va
         "producer_queue_bytes": status.map(|s| s.queued_bytes),
         "kafka": status.map(|s| s.clients.iter().map(|(name, _, _, value)| ((*name).to_owned(), Value::from(*value))).collect::<serde_json::Map<_, _>>()),
     })
+}
+
+/// How far the largest is over the mean: 1 when all are alike, the number of cores when one has it all.
+#[allow(clippy::cast_precision_loss)] // A ratio needs no more than 52 bits.
+pub fn skew(counts: &[u64]) -> f64 {
+    let (max, sum) = (counts.iter().max().copied().unwrap_or(0), counts.iter().sum::<u64>());
+    if sum == 0 { 1.0 } else { max as f64 * counts.len() as f64 / sum as f64 }
+}
+
+pub fn connection_skew(ctx: &Context) -> f64 {
+    let connections: Vec<u64> = ctx.all_metrics.iter().map(|m| m.cells.connections.get()).collect();
+    skew(&connections)
+}
+
+/// Since the start, rounded up to a bound of the histogram; `null`: nothing yet, or over the last bound.
+fn quantiles(histogram: &Histogram) -> Value {
+    let snapshot = HistogramSnapshot::of(histogram);
+    json!({ "p50": snapshot.quantile_us(0.5), "p99": snapshot.quantile_us(0.99), "p999": snapshot.quantile_us(0.999) })
+}
+
+fn stages(metrics: &ShardMetrics) -> Value {
+    let stages = metrics.pub_stages.list().map(|(stage, histogram)| (stage.to_owned(), quantiles(histogram)));
+    Value::Object(stages.into_iter().collect())
 }
 
 fn leases(status: &ShardStatus) -> usize {

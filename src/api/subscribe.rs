@@ -19,10 +19,9 @@ use super::{
 use crate::{
     limits,
     mesh::ShardId,
-    metrics::ShardMetrics,
     proto::{Body, Head, Reply, Sent},
     registry::names,
-    store::{Begin, Delivery, FetchSpec, Group, Reset, TagFilter},
+    store::{Begin, Delivery, FetchSpec, Group, Reset, TagFilter, Topic},
 };
 
 /// The parameters of the route.
@@ -121,8 +120,9 @@ impl Subscribe {
         let home = self.home(ctx);
         let topic = ctx.find_topic(&self.topic_name, false).await?;
         let is_single = self.spec.messages_max == 1;
+        let group_id: Arc<str> = self.group_id.into();
         let request = FetchRequest {
-            key: GroupKey { topic: self.topic_name.into(), group_id: self.group_id.into() },
+            key: GroupKey { topic: self.topic_name.into(), group_id: Arc::clone(&group_id) },
             partitions: topic.partitions.get(),
             reset: self.reset,
             spec: self.spec,
@@ -137,7 +137,8 @@ impl Subscribe {
             }
             Ok(Lease::Remote(remote))
         }?;
-        Ok(answer(ctx, lease, is_single, self.format, stamp))
+        let settlement = Settlement { lease: Some(lease), ctx: Rc::clone(ctx), topic, group_id, messages: 0, bytes: 0 };
+        Ok(answer(settlement, is_single, self.format, stamp))
     }
 }
 
@@ -190,16 +191,17 @@ async fn fetch_there(ctx: &Rc<Context>, home: ShardId, request: FetchRequest) ->
     futures_lite::future::or(async { answered.await.unwrap_or_else(|_| Err(silent())) }, timeout).await
 }
 
-fn answer(ctx: &Rc<Context>, mut lease: Lease, is_single: bool, format: Format, stamp: &Stamp) -> Reply {
-    let delivery = lease.take_messages();
+fn answer(mut settlement: Settlement, is_single: bool, format: Format, stamp: &Stamp) -> Reply {
+    let delivery = settlement.lease.as_mut().map(Lease::take_messages).unwrap_or_default();
     let filtered = delivery.filtered;
-    ctx.metrics.cells.sub_filtered.add(filtered);
+    settlement.ctx.metrics.cells.sub_filtered.add(filtered);
     let Some(first) = delivery.messages.first() else {
         // An empty lease settles nothing.
+        settlement.lease = None;
         return with_filtered(Reply::new(204).field("X-Request-Id", &stamp.request_id), filtered);
     };
-    let bytes = delivery.messages.iter().map(|m| m.value.len() as u64).sum();
-    let messages = delivery.messages.len() as u64;
+    settlement.bytes = delivery.messages.iter().map(|m| m.value.len() as u64).sum();
+    settlement.messages = delivery.messages.len() as u64;
     let reply = if is_single {
         format::single(&delivery, first, &stamp.request_id)
     } else {
@@ -210,8 +212,7 @@ fn answer(ctx: &Rc<Context>, mut lease: Lease, is_single: bool, format: Format, 
         reply
     };
     let mut reply = with_filtered(reply, filtered);
-    let metrics = Arc::clone(&ctx.metrics);
-    reply.on_sent = Some(Box::new(Settlement { lease: Some(lease), metrics, messages, bytes }));
+    reply.on_sent = Some(Box::new(settlement));
     reply
 }
 
@@ -225,15 +226,29 @@ fn with_filtered(reply: Reply, filtered: u64) -> Reply {
 /// Settles a lease by what becomes of its answer.
 struct Settlement {
     lease: Option<Lease>,
-    metrics: Arc<ShardMetrics>,
+    ctx: Rc<Context>,
+    topic: Rc<Topic>,
+    group_id: Arc<str>,
     messages: u64,
     bytes: u64,
 }
 
+impl Settlement {
+    fn count(&self) {
+        self.ctx.metrics.cells.sub_messages.add(self.messages);
+        self.ctx.metrics.cells.sub_bytes.add(self.bytes);
+        self.topic.usage.read.add(self.messages, self.bytes);
+        if let Some(data) = &self.ctx.data {
+            let reader = names::reader_of(&self.group_id);
+            data.readers.messages.add(reader, self.messages);
+            data.readers.bytes.add(reader, self.bytes);
+        }
+    }
+}
+
 impl Sent for Settlement {
     fn sent(mut self: Box<Self>) {
-        self.metrics.cells.sub_messages.add(self.messages);
-        self.metrics.cells.sub_bytes.add(self.bytes);
+        self.count();
         match self.lease.take() {
             Some(Lease::Local { group, delivery }) => {
                 group.ack(&delivery.grants);
@@ -248,11 +263,11 @@ impl Drop for Settlement {
     fn drop(&mut self) {
         match self.lease.take() {
             Some(Lease::Local { group, delivery }) => {
-                self.metrics.cells.sub_given_back.add(1);
+                self.ctx.metrics.cells.sub_given_back.add(1);
                 group.give_back(&delivery.grants);
             }
             // Dropping it gives it back.
-            Some(Lease::Remote(_)) => self.metrics.cells.sub_given_back.add(1),
+            Some(Lease::Remote(_)) => self.ctx.metrics.cells.sub_given_back.add(1),
             None => {}
         }
     }

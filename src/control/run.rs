@@ -24,11 +24,13 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use super::log::Log;
 use crate::{
     api::{
-        context::Context,
+        context::{Context, Recent},
         frame::{DrainPhase, Frame},
+        status,
     },
     config::{Host, Roles, Settings, Sources},
     mesh::{Kick, ShardId},
+    metrics::Cells,
     proto::date,
     readiness::Socket,
     server::{Connections, listener::Listener},
@@ -38,6 +40,8 @@ use crate::{
 pub const EXIT_CUT: i32 = 3;
 /// Kicks between two sweeps of the management connections.
 const SWEEP_TICKS: u64 = 20;
+/// What is looked back at: long enough to mean something, short enough to be of now.
+const RECENT: Duration = Duration::from_secs(5);
 /// How often the drain looks whether the connections are gone.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// What the control thread needs of the drain time to hear the cores' answers.
@@ -84,7 +88,7 @@ pub async fn run(control: Control) -> io::Result<()> {
         let listener = Listener::new(socket, roles, Rc::clone(&ctx), Rc::clone(&connections))?;
         glommio::spawn_local(listener.run()).detach();
     }
-    glommio::spawn_local(tick(kick, connections)).detach();
+    glommio::spawn_local(tick(Rc::clone(&ctx), kick, connections)).detach();
     glommio::spawn_local(reload(Rc::clone(&ctx), Socket::adopt(signals.reload.into())?, log, sources, settings))
         .detach();
     let mut terminate = Socket::adopt(signals.terminate.into())?;
@@ -112,9 +116,10 @@ async fn wait_for_either(terminate: &mut Socket, interrupt: &mut Socket) {
     let _ = futures_lite::future::or(terminate.read(&mut first), interrupt.read(&mut second)).await;
 }
 
-/// The pulse of the management connections.
-async fn tick(kick: Arc<Kick>, connections: Rc<Connections>) {
+/// The pulse of the management connections, and the look back at what the cores did of late.
+async fn tick(ctx: Rc<Context>, kick: Arc<Kick>, connections: Rc<Connections>) {
     let mut ticks = 0_u64;
+    let mut window = Window::now(&ctx);
     loop {
         kick.due().await;
         ticks += 1;
@@ -122,6 +127,42 @@ async fn tick(kick: Arc<Kick>, connections: Rc<Connections>) {
         if ticks.is_multiple_of(SWEEP_TICKS) {
             date::refresh();
             connections.sweep();
+            if window.since.elapsed() >= RECENT {
+                let next = Window::now(&ctx);
+                ctx.recent.replace(window.until(&next));
+                window = next;
+            }
+        }
+    }
+}
+
+/// What the cores had done at one moment.
+struct Window {
+    since: Instant,
+    messages: Vec<u64>,
+    busy_us: Vec<u64>,
+}
+
+impl Window {
+    fn now(ctx: &Context) -> Self {
+        let each = |pick: fn(&Cells) -> u64| ctx.all_metrics.iter().map(|metrics| pick(&metrics.cells)).collect();
+        Self {
+            since: Instant::now(),
+            messages: each(|cells| cells.pub_messages.get() + cells.sub_messages.get()),
+            busy_us: each(|cells| cells.busy_us.get()),
+        }
+    }
+
+    /// What was done between two moments.
+    fn until(&self, later: &Self) -> Recent {
+        let grown = |from: &[u64], to: &[u64]| -> Vec<u64> {
+            from.iter().zip(to).map(|(from, to)| to.wrapping_sub(*from)).collect()
+        };
+        let wall_s = (later.since - self.since).as_secs_f64();
+        let busy = grown(&self.busy_us, &later.busy_us).into_iter().map(Duration::from_micros);
+        Recent {
+            message_skew: Some(status::skew(&grown(&self.messages, &later.messages))),
+            busy: busy.map(|busy| (busy.as_secs_f64() / wall_s).min(1.0)).collect(),
         }
     }
 }
@@ -134,7 +175,7 @@ fn broadcast(ctx: &Context, phase: DrainPhase) {
     }
 }
 
-fn total(ctx: &Context, pick: impl Fn(&crate::metrics::Cells) -> u64) -> u64 {
+fn total(ctx: &Context, pick: impl Fn(&Cells) -> u64) -> u64 {
     ctx.all_metrics.iter().map(|metrics| pick(&metrics.cells)).sum()
 }
 

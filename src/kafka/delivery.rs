@@ -43,7 +43,8 @@ type Outcome = Result<Stored, ProduceError>;
 pub(super) enum Wait {
     Nobody,
     Request(Option<Waker>),
-    Answered(Outcome),
+    /// And when the core had the answer.
+    Answered(Outcome, Instant),
 }
 
 #[derive(Debug)]
@@ -141,23 +142,28 @@ impl Pipe {
 
     /// Gives how many were handled since the last yield.
     async fn take_reports(&self, mut reports: Reports) -> usize {
+        // One event holds the reports of one batch (src): what one request carried to one partition.
+        let mut batch = 0;
         loop {
             let mut stored = false;
+            let now = Instant::now();
             let count = reports.next_some(|report| {
                 stored |= report.code.is_ok();
-                self.take_report(&report);
+                self.take_report(&report, now);
             });
             if stored {
-                self.reach.heard(Instant::now());
+                self.reach.heard(now);
             }
+            batch += count;
             if count < limits::LOOP_ITEMS_MAX {
+                self.stats.batches.record(batch);
                 return count;
             }
             glommio::executor().yield_now().await;
         }
     }
 
-    fn take_report(&self, report: &Reported) {
+    fn take_report(&self, report: &Reported, now: Instant) {
         let outcome = judge(report);
         self.count(&outcome);
         let mut outbox = self.outbox.borrow_mut();
@@ -171,13 +177,13 @@ impl Pipe {
         match mem::replace(&mut pending.wait, Wait::Nobody) {
             Wait::Nobody => outbox.release(ticket),
             Wait::Request(waker) => {
-                pending.wait = Wait::Answered(outcome);
+                pending.wait = Wait::Answered(outcome, now);
                 drop(outbox);
                 if let Some(waker) = waker {
                     waker.wake();
                 }
             }
-            answered @ Wait::Answered(_) => pending.wait = answered,
+            answered @ Wait::Answered(..) => pending.wait = answered,
         }
     }
 
@@ -228,7 +234,7 @@ impl Pipe {
             if due > now {
                 return false;
             }
-            let answer = Wait::Answered(Err(ProduceError::Unknown { reason: "DEADLINE" }));
+            let answer = Wait::Answered(Err(ProduceError::Unknown { reason: "DEADLINE" }), now);
             let waiting = mem::replace(&mut pending.wait, answer);
             pending.is_overdue = true;
             self.stats.overdue.one();
@@ -307,7 +313,8 @@ enum State {
     },
     /// Known at once (a test switch).
     Known(Stored),
-    Over,
+    /// And when the core had the report.
+    Over(Option<Instant>),
 }
 
 impl Report {
@@ -318,15 +325,20 @@ impl Report {
     pub(super) fn known(stored: Stored) -> Self {
         Self(State::Known(stored))
     }
+
+    /// When the core had the report that was awaited here.
+    pub fn reported_at(&self) -> Option<Instant> {
+        if let State::Over(at) = self.0 { at } else { None }
+    }
 }
 
 impl Future for Report {
     type Output = Outcome;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
-        let outcome = match &self.0 {
-            State::Known(stored) => Ok(*stored),
-            State::Over => Err(ProduceError::Unknown { reason: "POLLED_AFTER_THE_END" }),
+        let (outcome, at) = match &self.0 {
+            State::Known(stored) => (Ok(*stored), None),
+            State::Over(_) => (Err(ProduceError::Unknown { reason: "POLLED_AFTER_THE_END" }), None),
             State::Waiting { pipe, ticket } => {
                 let mut outbox = pipe.outbox.borrow_mut();
                 let pending = outbox.get_mut(*ticket).expect("a slot stays until its report is taken");
@@ -340,12 +352,12 @@ impl Future for Report {
                 let answered = mem::replace(&mut pending.wait, Wait::Nobody);
                 outbox.release(*ticket);
                 match answered {
-                    Wait::Answered(outcome) => outcome,
-                    _ => Err(ProduceError::Unknown { reason: "NOBODY_WAITED" }),
+                    Wait::Answered(outcome, at) => (outcome, Some(at)),
+                    _ => (Err(ProduceError::Unknown { reason: "NOBODY_WAITED" }), None),
                 }
             }
         };
-        self.0 = State::Over;
+        self.0 = State::Over(at);
         Poll::Ready(outcome)
     }
 }

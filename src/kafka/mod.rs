@@ -47,6 +47,7 @@ use self::{
 };
 use crate::{
     config::resolve::Config,
+    metrics::SizesSnapshot,
     offload::Offload,
     store::{Ack, AdminError, Begin, Group, ProduceError, Record, Store, Topic, TopicMeta, Watermarks},
 };
@@ -108,6 +109,11 @@ impl KafkaStore {
         rows.push(("kateway_producer_clients", "gauge", "Producer clients.", clients));
         rows.extend(self.around.stats.rows());
         rows
+    }
+
+    /// Records by the batch they were sent in, of all producers of this core.
+    pub fn batch_sizes(&self) -> SizesSnapshot {
+        self.producer_stats.batches.snapshot()
     }
 
     fn producer(&self, ack: Ack) -> &Rc<Producer> {

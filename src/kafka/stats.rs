@@ -2,6 +2,8 @@
 
 use std::cell::Cell;
 
+use crate::metrics::Sizes;
+
 /// A number that only grows.
 #[derive(Default, Debug)]
 pub struct Counter(Cell<u64>);
@@ -25,11 +27,12 @@ pub type Row = (&'static str, &'static str, &'static str, u64);
 
 /// Fields of counters, each with its metric and what it means.
 macro_rules! counters {
-    ($(#[$doc:meta])* $name:ident { $($field:ident: $metric:literal, $help:literal;)* }) => {
+    ($(#[$doc:meta])* $name:ident { $($field:ident: $metric:literal, $help:literal;)* } $($more:ident: $kind:ty;)*) => {
         $(#[$doc])*
         #[derive(Default, Debug)]
         pub struct $name {
             $(#[doc = $help] pub $field: Counter,)*
+            $(pub $more: $kind,)*
         }
 
         impl $name {
@@ -59,6 +62,7 @@ counters! {
         nudges: "kateway_producer_nudges_total", "Times librdkafka was told to send what had lingered.";
         wakeups: "kateway_producer_wakeups_total", "Times the core was told of reports.";
     }
+    batches: Sizes;
 }
 
 counters! {

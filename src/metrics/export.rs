@@ -12,8 +12,8 @@ use prometheus::{
 };
 
 use super::{
-    OUTCOMES_MAX, ROUTES_MAX, ShardMetrics,
-    histogram::{BOUNDS_US, Histogram, HistogramSnapshot},
+    OUTCOMES_MAX, ROUTES_MAX, ShardMetrics, SizesSnapshot,
+    histogram::{BOUNDS_US, COARSE_BOUNDS_US, Histogram, HistogramSnapshot},
 };
 
 /// A number that was asked for over the mesh at scrape time: name, help, labels, value.
@@ -34,6 +34,8 @@ pub struct Scrape {
     /// Codes as label values, in the order of the matrix's columns.
     pub outcomes: Vec<String>,
     pub samples: Vec<Sample>,
+    /// By core: records that went to the broker together.
+    pub batches: Vec<(usize, SizesSnapshot)>,
 }
 
 impl Scrape {
@@ -81,6 +83,36 @@ fn family(name: &str, help: &str, kind: &str) -> proto::MetricFamily {
     family
 }
 
+/// A histogram of durations, in seconds.
+fn durations(snapshot: &HistogramSnapshot, bounds_us: &[u64], labels: Vec<proto::LabelPair>) -> proto::Metric {
+    let rows = snapshot.cumulative(bounds_us).into_iter().map(|(bound_us, count)| (float(bound_us) / 1e6, count));
+    distribution(rows, snapshot.count(), float(snapshot.sum_ns) / 1e9, labels)
+}
+
+/// A histogram: bounds with how many are at most so large, how many there are, and their sum.
+fn distribution(
+    rows: impl Iterator<Item = (f64, u64)>,
+    count: u64,
+    sum: f64,
+    labels: Vec<proto::LabelPair>,
+) -> proto::Metric {
+    let mut histogram = proto::Histogram::default();
+    // The encoder adds the bucket `+Inf` itself, from the count.
+    let buckets = rows.map(|(bound, count)| {
+        let mut bucket = proto::Bucket::default();
+        bucket.set_upper_bound(bound);
+        bucket.set_cumulative_count(count);
+        bucket
+    });
+    histogram.set_bucket(buckets.collect());
+    histogram.set_sample_count(count);
+    histogram.set_sample_sum(sum);
+    let mut metric = proto::Metric::default();
+    metric.set_histogram(histogram);
+    metric.set_label(labels);
+    metric
+}
+
 #[allow(clippy::cast_precision_loss)] // Prometheus values are floats.
 fn float(value: u64) -> f64 {
     value as f64
@@ -122,29 +154,48 @@ impl Scrape {
         family
     }
 
+    /// One histogram over all cores.
     fn histogram(&self, name: &str, help: &str, pick: impl Fn(&ShardMetrics) -> &Histogram) -> proto::MetricFamily {
         let mut snapshot = HistogramSnapshot::default();
         for shard in &self.shards {
             pick(shard).add_to(&mut snapshot);
         }
-        let mut histogram = proto::Histogram::default();
-        let mut cumulative = 0;
-        // The encoder adds the bucket `+Inf` itself, from the count.
-        let bounds = BOUNDS_US.iter().map(|us| float(*us) / 1e6);
-        let buckets = bounds.zip(&snapshot.buckets).map(|(bound, count)| {
-            cumulative += count;
-            let mut bucket = proto::Bucket::default();
-            bucket.set_upper_bound(bound);
-            bucket.set_cumulative_count(cumulative);
-            bucket
-        });
-        histogram.set_bucket(buckets.collect());
-        histogram.set_sample_count(snapshot.count());
-        histogram.set_sample_sum(float(snapshot.sum_us) / 1e6);
-        let mut metric = proto::Metric::default();
-        metric.set_histogram(histogram);
         let mut family = family(name, help, "histogram");
-        family.mut_metric().push(metric);
+        family.mut_metric().push(durations(&snapshot, &BOUNDS_US, Vec::new()));
+        family
+    }
+
+    fn stages(&self) -> proto::MetricFamily {
+        let mut family = family("kateway_pub_stage_seconds", "Stages of a publish that was handed over.", "histogram");
+        for (shard, metrics) in self.shards.iter().enumerate() {
+            for (stage, histogram) in metrics.pub_stages.list() {
+                let labels = vec![label("shard", &shard.to_string()), label("stage", stage)];
+                let snapshot = HistogramSnapshot::of(histogram);
+                family.mut_metric().push(durations(&snapshot, &COARSE_BOUNDS_US, labels));
+            }
+        }
+        family
+    }
+
+    fn loop_delays(&self) -> proto::MetricFamily {
+        let mut family =
+            family("kateway_shard_loop_delay_seconds", "How late a core's tick ran after its kick.", "histogram");
+        for (shard, metrics) in self.shards.iter().enumerate() {
+            let labels = vec![label("shard", &shard.to_string())];
+            let snapshot = HistogramSnapshot::of(&metrics.loop_delay);
+            family.mut_metric().push(durations(&snapshot, &COARSE_BOUNDS_US, labels));
+        }
+        family
+    }
+
+    fn batches(&self) -> proto::MetricFamily {
+        let help = "Records per batch sent to a broker, as its reports came back.";
+        let mut family = family("kateway_producer_batch_records", help, "histogram");
+        for (shard, sizes) in self.batches.iter().filter(|(_, sizes)| sizes.count() > 0) {
+            let rows = sizes.cumulative().map(|(bound, count)| (float(bound), count));
+            let labels = vec![label("shard", &shard.to_string())];
+            family.mut_metric().push(distribution(rows, sizes.count(), float(sizes.sum), labels));
+        }
         family
     }
 
@@ -171,14 +222,16 @@ impl Collector for Scrape {
     fn collect(&self) -> Vec<proto::MetricFamily> {
         let mut families = self.cells();
         families.push(self.requests());
-        families.push(self.histogram("kateway_pub_duration_seconds", "Publish, head to answer.", |s| &s.pub_duration));
+        families.push(self.histogram(
+            "kateway_pub_duration_seconds",
+            "Publish, first byte of the head until the answer is made.",
+            |s| &s.pub_duration,
+        ));
         families
             .push(self.histogram("kateway_sub_duration_seconds", "Subscribe, waiting included.", |s| &s.sub_duration));
-        families.push(
-            self.histogram("kateway_kafka_duration_seconds", "Hand-over to the delivery report.", |s| {
-                &s.kafka_duration
-            }),
-        );
+        families.push(self.stages());
+        families.push(self.loop_delays());
+        families.push(self.batches());
         families.extend(self.sampled());
         families.retain(|f| !f.get_metric().is_empty());
         families

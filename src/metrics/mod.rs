@@ -6,12 +6,14 @@
 
 pub mod export;
 pub mod histogram;
+pub mod hitters;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam::utils::CachePadded;
 
-pub use histogram::Histogram;
+pub use histogram::{Histogram, HistogramSnapshot, Sizes, SizesSnapshot};
+pub use hitters::{Hits, Hitters};
 
 /// Upper bounds of the request matrix; the API asserts that its tables fit.
 pub const ROUTES_MAX: usize = 32;
@@ -106,12 +108,38 @@ pub struct ShardMetrics {
     /// Times the kicker found the core stalled.
     pub stalls: CachePadded<Counter>,
     requests: Box<[[Counter; OUTCOMES_MAX]; ROUTES_MAX]>,
-    /// From the head to the end of the answer, publish.
+    /// From the first byte of the head until the answer is being made, publish.
     pub pub_duration: Histogram,
-    /// From the head to the end of the answer, subscribe (waiting included).
+    /// The same, subscribe (waiting included).
     pub sub_duration: Histogram,
-    /// From the hand-over to librdkafka to the report.
-    pub kafka_duration: Histogram,
+    /// Where the time of a publish that was handed over goes.
+    pub pub_stages: Stages,
+    /// How late the core's tick ran after its kick.
+    pub loop_delay: Histogram,
+}
+
+/// Per core: the stages of a publish, without a gap between them.
+///
+/// ```text
+///   first byte of the head ---parse--- handed over ---kafka--- report on the core ---queue--- its request runs ---write--- taken by the kernel
+/// ```
+///
+/// `parse` holds the wait for the body, `kafka` everything that is librdkafka's and the broker's, `queue` what a woken request
+/// waits for its turn, `write` the making of the answer and a client that is slow to take it. A publish nobody waits for
+/// (`async`, `ack=none`) and a store that answers at once have `kafka` for the hand-over itself, and no `queue`.
+#[derive(Debug, Default)]
+pub struct Stages {
+    pub parse: Histogram,
+    pub kafka: Histogram,
+    pub queue: Histogram,
+    pub write: Histogram,
+}
+
+impl Stages {
+    /// Label value and histogram, in the order of the stages.
+    pub fn list(&self) -> [(&'static str, &Histogram); 4] {
+        [("parse", &self.parse), ("kafka", &self.kafka), ("queue", &self.queue), ("write", &self.write)]
+    }
 }
 
 impl Default for ShardMetrics {
@@ -122,7 +150,8 @@ impl Default for ShardMetrics {
             requests: Box::new(std::array::from_fn(|_| std::array::from_fn(|_| Counter::default()))),
             pub_duration: Histogram::default(),
             sub_duration: Histogram::default(),
-            kafka_duration: Histogram::default(),
+            pub_stages: Stages::default(),
+            loop_delay: Histogram::default(),
         }
     }
 }

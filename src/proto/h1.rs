@@ -15,7 +15,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -58,12 +58,15 @@ pub struct H1<S> {
     out: Vec<u8>,
     watch: Rc<Watch>,
     config: Rc<HttpConfig>,
+    /// When the first byte of the request being read was there.
+    began: Option<Instant>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> H1<S> {
     pub fn new(stream: S, watch: Rc<Watch>, config: Rc<HttpConfig>) -> Self {
         let bytes = limits::READ_BUFFER_BYTES.max(config.head_bytes_max + 1024);
-        Self { stream, buffer: vec![0; bytes].into(), start: 0, end: 0, out: Vec::with_capacity(512), watch, config }
+        let (buffer, out) = (vec![0; bytes].into(), Vec::with_capacity(512));
+        Self { stream, buffer, start: 0, end: 0, out, watch, config, began: None }
     }
 
     /// A connection of which some bytes were read elsewhere.
@@ -95,6 +98,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> H1<S> {
             if self.fill().await? == 0 {
                 return Ok(false);
             }
+            self.began.get_or_insert_with(Instant::now);
         }
     }
 
@@ -104,8 +108,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> H1<S> {
         (self.stream, unread)
     }
 
-    /// Reads one head and gives it to `plan`. `None`: the client closed between requests.
-    pub async fn next<T>(&mut self, plan: impl FnOnce(&Head<'_>) -> T) -> Result<Option<(T, Pending)>, Malformed> {
+    /// Reads one head and gives it to `plan`, with the time its first byte was there (for one that had to wait for the answer
+    /// before it: the time it is looked at). `None`: the client closed between requests.
+    pub async fn next<T>(
+        &mut self,
+        plan: impl FnOnce(&Head<'_>, Instant) -> T,
+    ) -> Result<Option<(T, Pending)>, Malformed> {
         self.watch.enter(Phase::Idle, Some(self.config.idle_timeout));
         let mut plan = Some(plan);
         loop {
@@ -120,7 +128,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> H1<S> {
                         bodiless: head.method == super::Method::Head,
                         head_bytes: len,
                     };
-                    let planned = plan.take().map(|plan| plan(&head)).ok_or(Malformed::Cut)?;
+                    let began = self.began.take().unwrap_or_else(Instant::now);
+                    let planned = plan.take().map(|plan| plan(&head, began)).ok_or(Malformed::Cut)?;
                     self.start += len;
                     self.watch.enter(Phase::Handler, None);
                     return Ok(Some((planned, pending)));
@@ -138,6 +147,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> H1<S> {
                     Err(Malformed::Cut)
                 };
             }
+            self.began.get_or_insert_with(Instant::now);
         }
     }
 

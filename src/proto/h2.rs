@@ -11,8 +11,9 @@ use std::{
     panic::AssertUnwindSafe,
     pin::Pin,
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::{Bytes, BytesMut};
@@ -25,7 +26,7 @@ use super::{
     reply::{Aborted, Body, BodySource, Reply, Sent},
     watch::{Phase, Watch},
 };
-use crate::{config::resolve::HttpConfig, limits};
+use crate::{config::resolve::HttpConfig, limits, metrics::ShardMetrics};
 
 /// Streams one client may have open at once.
 const STREAMS_MAX: u32 = 256;
@@ -36,7 +37,13 @@ const STREAM_WINDOW_BYTES: u32 = 512 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 
 /// Answers whose last piece hyper has taken; settled by the connection's next finished flush.
-type Flushing = Rc<RefCell<Vec<Box<dyn Sent>>>>;
+type Flushing = Rc<RefCell<Flushes>>;
+
+#[derive(Default)]
+struct Flushes {
+    sent: Vec<Box<dyn Sent>>,
+    timed_from: Vec<Instant>,
+}
 
 /// hyper's view of our stream; `unread` are the bytes read before hyper came.
 struct HyperIo<S> {
@@ -45,6 +52,7 @@ struct HyperIo<S> {
     unread: Bytes,
     scratch: Box<[u8]>,
     flushing: Flushing,
+    metrics: Arc<ShardMetrics>,
 }
 
 impl<S: AsyncRead + Unpin> hyper::rt::Read for HyperIo<S> {
@@ -78,7 +86,16 @@ impl<S: AsyncWrite + Unpin> hyper::rt::Write for HyperIo<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         std::task::ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
-        let flushed = std::mem::take(&mut *self.flushing.borrow_mut());
+        let flushed = {
+            let mut flushing = self.flushing.borrow_mut();
+            if !flushing.timed_from.is_empty() {
+                let now = Instant::now();
+                for from in flushing.timed_from.drain(..) {
+                    self.metrics.pub_stages.write.record(now - from);
+                }
+            }
+            std::mem::take(&mut flushing.sent)
+        };
         for on_sent in flushed {
             on_sent.sent();
         }
@@ -183,6 +200,7 @@ pub struct Start<S> {
     pub unread: Bytes,
     pub watch: Rc<Watch>,
     pub config: Rc<HttpConfig>,
+    pub metrics: Arc<ShardMetrics>,
 }
 
 /// Serves one HTTP/2 connection until it ends. `draining` resolves when the client is to be told to go (GOAWAY).
@@ -192,13 +210,13 @@ where
     P: PlanFn,
     A: AnswerFn<P::Planned>,
 {
-    let Start { stream, unread, watch, config } = start;
+    let Start { stream, unread, watch, config, metrics } = start;
     let busy = Duration::from_secs(limits::WAIT_S_MAX) + config.write_timeout;
     let pulse = Rc::new(Pulse { watch, open: Cell::new(0), idle: config.idle_timeout, busy });
     pulse.beat();
     let flushing = Flushing::default();
     let scratch = vec![0; 16 * 1024].into();
-    let io = HyperIo { stream, pulse: Rc::clone(&pulse), unread, scratch, flushing: Rc::clone(&flushing) };
+    let io = HyperIo { stream, pulse: Rc::clone(&pulse), unread, scratch, flushing: Rc::clone(&flushing), metrics };
     let service = service_fn(move |request: http::Request<Incoming>| {
         let open = OpenRequest::new(&pulse);
         let planned = with_head(request.uri(), &request, |head| plan.plan(head));
@@ -281,14 +299,16 @@ fn response(mut reply: Reply, flushing: Flushing, open: OpenRequest) -> http::Re
         response = response.header(name, value);
     }
     let body = std::mem::replace(&mut reply.body, Body::Empty);
-    let mut body = ResponseBody { body, on_sent: reply.on_sent.take(), flushing, _open: Some(open) };
+    let (on_sent, timed_from) = (reply.on_sent.take(), reply.timed_from);
+    let mut body = ResponseBody { body, on_sent, timed_from, flushing, _open: Some(open) };
     if matches!(body.body, Body::Empty) {
         body.finish();
     }
     response.body(body).unwrap_or_else(|error| {
         // Our own fields are clean; a field that is not is our defect and must not take the connection with it.
         tracing::error!(%error, "an answer could not be built");
-        let body = ResponseBody { body: Body::Empty, on_sent: None, flushing: Flushing::default(), _open: None };
+        let flushing = Flushing::default();
+        let body = ResponseBody { body: Body::Empty, on_sent: None, timed_from: None, flushing, _open: None };
         let mut response = http::Response::new(body);
         *response.status_mut() = http::StatusCode::INTERNAL_SERVER_ERROR;
         response
@@ -299,6 +319,7 @@ fn response(mut reply: Reply, flushing: Flushing, open: OpenRequest) -> http::Re
 struct ResponseBody {
     body: Body,
     on_sent: Option<Box<dyn Sent>>,
+    timed_from: Option<Instant>,
     flushing: Flushing,
     /// Open until the answer is over.
     _open: Option<OpenRequest>,
@@ -309,7 +330,9 @@ impl ResponseBody {
     /// hyper makes it only once the flow-control window has taken that piece whole.
     fn finish(&mut self) {
         self.body = Body::Empty;
-        self.flushing.borrow_mut().extend(self.on_sent.take());
+        let mut flushing = self.flushing.borrow_mut();
+        flushing.sent.extend(self.on_sent.take());
+        flushing.timed_from.extend(self.timed_from.take());
     }
 
     fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, AbortError>>> {

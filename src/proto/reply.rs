@@ -7,6 +7,7 @@ use std::{
     fmt,
     io::Write,
     task::{Context, Poll},
+    time::Instant,
 };
 
 use bytes::Bytes;
@@ -52,6 +53,8 @@ pub struct Reply {
     /// Close the connection after this answer.
     pub close: bool,
     pub on_sent: Option<Box<dyn Sent>>,
+    /// Count the writing of this answer from then on.
+    pub timed_from: Option<Instant>,
 }
 
 impl fmt::Debug for Reply {
@@ -62,7 +65,7 @@ impl fmt::Debug for Reply {
 
 impl Reply {
     pub fn new(status: u16) -> Self {
-        Self { status, fields: SmallVec::new(), body: Body::Empty, close: false, on_sent: None }
+        Self { status, fields: SmallVec::new(), body: Body::Empty, close: false, on_sent: None, timed_from: None }
     }
 
     /// A field whose name and value are known to be clean.

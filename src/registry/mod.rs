@@ -10,18 +10,24 @@ use std::{cell::RefCell, collections::HashMap, rc::Rc};
 
 use crate::{
     limits,
-    store::{Topic, TopicMeta},
+    store::{Topic, TopicMeta, Usage},
 };
 
 /// The topics of one core. A topic that was deleted keeps its slot, with no partitions.
 #[derive(Debug, Default)]
 pub struct Topics {
     by_name: RefCell<HashMap<Box<str>, Rc<Topic>, ahash::RandomState>>,
+    by_slot: RefCell<Vec<Rc<Topic>>>,
 }
 
 impl Topics {
     pub fn get(&self, name: &str) -> Option<Rc<Topic>> {
         self.by_name.borrow().get(name).filter(|t| t.partitions.get() > 0).cloned()
+    }
+
+    /// The topics there are and were, one by one; a slot never changes.
+    pub fn by_slot(&self, slot: usize) -> Option<Rc<Topic>> {
+        self.by_slot.borrow().get(slot).cloned()
     }
 
     /// Takes over what the cluster lists: new topics come, gone ones go, partition counts follow.
@@ -44,8 +50,10 @@ impl Topics {
         if by_name.len() >= limits::TOPICS_MAX {
             return None;
         }
-        let topic = Rc::new(Topic { name: name.into(), slot: by_name.len(), partitions: partitions.into() });
+        let (slot, partitions) = (by_name.len(), partitions.into());
+        let topic = Rc::new(Topic { name: name.into(), slot, partitions, usage: Usage::default() });
         by_name.insert(name.into(), Rc::clone(&topic));
+        self.by_slot.borrow_mut().push(Rc::clone(&topic));
         Some(topic)
     }
 

@@ -38,6 +38,16 @@ pub fn kafka_group(reader: &str, group: &str) -> String {
     format!("{reader}.{group}")
 }
 
+/// The reader's app in Kafka's name of a group.
+pub fn reader_of(group_id: &str) -> &str {
+    group_id.split('.').next().unwrap_or(group_id)
+}
+
+/// The owner's app in Kafka's name of a topic.
+pub fn owner_of(topic: &str) -> &str {
+    topic.split('.').next().unwrap_or(topic)
+}
+
 fn adler32(bytes: impl Iterator<Item = u8>) -> u32 {
     let (mut a, mut b) = (1_u32, 0_u32);
     for byte in bytes {

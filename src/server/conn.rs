@@ -8,7 +8,12 @@
 //! An answer that ends the connection is followed by a short reading of what the client still sends, so that the answer is not
 //! lost to a reset. A long poll ends when its client goes.
 
-use std::{os::fd::OwnedFd, rc::Rc, time::Duration};
+use std::{
+    os::fd::OwnedFd,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 
@@ -72,7 +77,8 @@ pub async fn serve(ctx: &Rc<Context>, connections: &Rc<Connections>, stream: Soc
                 let ctx = Rc::clone(ctx);
                 async move { ctx.draining().await }
             };
-            let start = h2::Start { stream, unread, watch: Rc::clone(&listed.watch), config };
+            let metrics = Arc::clone(&ctx.metrics);
+            let start = h2::Start { stream, unread, watch: Rc::clone(&listed.watch), config, metrics };
             h2::serve(start, draining, service.clone(), service).await;
         }
         Ok(false) => {
@@ -148,7 +154,7 @@ async fn serve_h1(
     mut steers: bool,
 ) -> Option<(ShardId, H1<Socket>)> {
     loop {
-        let next = h1.next(|head| api::plan(ctx, head, roles)).await;
+        let next = h1.next(|head, began| api::plan(ctx, head, roles, began)).await;
         let (planned, mut pending) = match next {
             Ok(Some(next)) => next,
             Ok(None) => return None,
@@ -167,20 +173,20 @@ async fn serve_h1(
         let Some(bytes_max) = planned.body_bytes_max() else {
             let goes_on = h1.skip_buffered(&pending);
             let reply = planned.run(ctx, Bytes::new()).await;
-            h1 = answer(h1, reply, &pending, !goes_on).await?;
+            h1 = answer(ctx, h1, reply, &pending, !goes_on).await?;
             continue;
         };
         let body = match h1.body(&mut pending, bytes_max).await {
             Ok(body) => body,
             Err(cause) => {
                 if let Some(reply) = planned.body_failed(ctx, cause) {
-                    answer(h1, reply, &pending, true).await;
+                    answer(ctx, h1, reply, &pending, true).await;
                 }
                 return None;
             }
         };
         let reply = run(ctx, &mut h1, planned, body).await?;
-        h1 = answer(h1, reply, &pending, false).await?;
+        h1 = answer(ctx, h1, reply, &pending, false).await?;
     }
 }
 
@@ -199,12 +205,22 @@ async fn run(ctx: &Rc<Context>, h1: &mut H1<Socket>, planned: Planned, body: Byt
 }
 
 /// Writes the answer; gives the connection back if it goes on.
-async fn answer(mut h1: H1<Socket>, reply: Reply, pending: &Pending, must_close: bool) -> Option<H1<Socket>> {
+async fn answer(
+    ctx: &Context,
+    mut h1: H1<Socket>,
+    reply: Reply,
+    pending: &Pending,
+    must_close: bool,
+) -> Option<H1<Socket>> {
     // HTTP/1.0 has no chunks: only the end of the connection ends a body of unknown length.
     let endless = pending.version == Version::Http10 && matches!(reply.body, crate::proto::Body::Source(_));
     let close = must_close || reply.close || !pending.keep_alive || endless;
+    let timed_from = reply.timed_from;
     if h1.answer(reply, pending, close).await.is_err() {
         return None;
+    }
+    if let Some(from) = timed_from {
+        ctx.metrics.pub_stages.write.record(from.elapsed());
     }
     if close {
         h1.close().await;
@@ -253,7 +269,7 @@ impl h2::PlanFn for H2Service {
 
     fn plan(&self, head: &Head<'_>) -> Planned {
         match h2::check_size(head, &self.ctx.config.borrow().http) {
-            Ok(()) => api::plan(&self.ctx, head, self.roles),
+            Ok(()) => api::plan(&self.ctx, head, self.roles, Instant::now()),
             Err(cause) => api::plan_malformed(&self.ctx, head, cause),
         }
     }

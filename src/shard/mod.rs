@@ -12,7 +12,7 @@ use crate::{
     api::{
         context::{Context, DataPlane},
         frame::{DrainPhase, Frame},
-        status, subscribe,
+        status, subscribe, top,
     },
     config::resolve::Roles,
     limits,
@@ -108,6 +108,14 @@ impl Shard {
                 // The asker may have stopped waiting.
                 let _ = answer.send(status::here(&self.ctx));
             }
+            Frame::Top { answer } => {
+                let ctx = Rc::clone(&self.ctx);
+                glommio::spawn_local(async move {
+                    // As above.
+                    let _ = answer.send(top::here(&ctx).await);
+                })
+                .detach();
+            }
             Frame::Drain(phase) => self.drain(phase),
             Frame::Reload(config) => {
                 self.ctx.config.replace(Rc::new(config.as_ref().clone()));
@@ -158,7 +166,8 @@ impl Shard {
         let cells = &self.ctx.metrics.cells;
         let mut refreshed_at = Instant::now();
         loop {
-            self.kick.due().await;
+            let late = self.kick.due().await;
+            self.ctx.metrics.loop_delay.record(late);
             cells.ticks.add(1);
             self.connections.clock.advance();
             let ticks = cells.ticks.get();

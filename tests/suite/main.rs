@@ -55,6 +55,7 @@ mod stores;
 mod subscribe_options;
 mod topic_names;
 mod topics;
+mod where_time_goes;
 
 /// Trials at a time. They mostly wait, for Kafka and for each other.
 const THREADS: usize = 4;
@@ -120,6 +121,7 @@ const ALL: &[&[Case]] = &[
     subscribe_options::CASES,
     topic_names::CASES,
     topics::CASES,
+    where_time_goes::CASES,
 ];
 
 static CLUSTER: OnceLock<Cluster> = OnceLock::new();

@@ -47,6 +47,9 @@ fn valid_and_complete() {
         "kateway_shard_busy_microseconds_total",
         "kateway_shard_stalls_total",
         "kateway_pub_duration_seconds_bucket",
+        "kateway_pub_stage_seconds_bucket",
+        "kateway_shard_loop_delay_seconds_bucket",
+        "kateway_shard_skew_ratio",
         "kateway_sub_duration_seconds_bucket",
     ] {
         assert!(scrape.has(name), "{name} is there");
@@ -58,13 +61,21 @@ fn valid_and_complete() {
     assert_histograms(&scrape);
 }
 
-/// Buckets rise, and the last one is the count.
+/// Of each series the buckets rise, and the last one is the count.
 fn assert_histograms(scrape: &kateway_tests::exposition::Scrape) {
     for (name, _) in scrape.types.iter().filter(|(_, kind)| *kind == "histogram") {
-        let buckets: Vec<f64> =
-            scrape.samples.iter().filter(|s| s.name == format!("{name}_bucket")).map(|s| s.value).collect();
-        assert!(buckets.windows(2).all(|pair| pair[0] <= pair[1]), "{name}: {buckets:?}");
-        assert_eq!(buckets.last().copied(), Some(scrape.sum(&format!("{name}_count"), &[])), "{name}");
+        let counts = scrape.samples.iter().filter(|s| s.name == format!("{name}_count"));
+        for count in counts {
+            let of_series = |labels: &std::collections::BTreeMap<String, String>| {
+                let mut labels = labels.clone();
+                labels.remove("le");
+                labels == count.labels
+            };
+            let buckets = scrape.samples.iter().filter(|s| s.name == format!("{name}_bucket") && of_series(&s.labels));
+            let buckets: Vec<f64> = buckets.map(|s| s.value).collect();
+            assert!(buckets.windows(2).all(|pair| pair[0] <= pair[1]), "{name}: {buckets:?}");
+            assert_eq!(buckets.last().copied(), Some(count.value), "{name}");
+        }
     }
 }
 

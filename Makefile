@@ -15,9 +15,11 @@ INFERNO := 0.12.8
 ARGS ?= --store memory --set drain.notice_s=0
 # Filter of `make test`, e.g. make test ONLY=long_poll.
 ONLY ?=
+# Options of the benchmark for `make bench-peers`, e.g. make bench-peers BENCH='--keep --rounds 3'.
+BENCH ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run build check test unit suite bench-quick flame config kafka-jars tools clean
+.PHONY: help run build check test unit suite bench-quick bench-peers flame config kafka-jars tools clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,13 +54,19 @@ unit: ## Run the unit tests and the house rules
 
 suite: ## Run the tests from outside against the built binary (ONLY= to select)
 	@.ci/tools build test
-	$(CARGO) build $(PROFILE) --workspace --bins
+	$(CARGO) build $(PROFILE) --workspace --exclude kateway-direct --bins
 	KATEWAY_BIN=$(abspath $(KATEWAY)) $(CARGO) test $(PROFILE) --workspace --test suite -- $(ONLY)
 
 bench-quick: ## Measure publishing on Kafka, on the null store, and nginx beside them, in under two minutes
 	@.ci/tools build test bench
 	$(CARGO) build $(PROFILE) --workspace --bins
 	perf/bench-quick --gateway $(KATEWAY) --testbed '$(abspath $(TARGET)/release/testbed) --brokers 1'
+
+bench-peers: ## Measure kateway beside its peers and its limits, on one broker, in some six minutes (BENCH= for options)
+	@.ci/tools build test bench peers
+	$(CARGO) build $(PROFILE) --workspace --bins
+	perf/peers/run --gateway $(KATEWAY) --load $(TARGET)/release/load --direct $(TARGET)/release/direct \
+	  --testbed '$(abspath $(TARGET)/release/testbed) --brokers 1' $(BENCH)
 
 flame: ## Record where the CPU time goes, publishing and subscribing on Kafka, into flamegraphs/
 	@.ci/tools build test bench

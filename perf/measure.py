@@ -69,9 +69,9 @@ class Children:
 
 
 def ready_line(child, prefix, timeout_s):
-    """Reads stdout of `child` until a line starts with `prefix`, and returns its `name=value` fields."""
+    """Reads stdout of `child` until a line starts with `prefix`, and returns the `name=value` fields up to there."""
     deadline = time.monotonic() + timeout_s
-    pending = b""
+    pending, fields = b"", {}
     descriptor = child.stdout.fileno()
     while time.monotonic() < deadline:
         if not select.select([descriptor], [], [], 0.1)[0]:
@@ -83,8 +83,9 @@ def ready_line(child, prefix, timeout_s):
         *lines, pending = pending.split(b"\n")
         for line in lines:
             text = line.decode(errors="replace")
+            fields |= dict(field.split("=", 1) for field in text.split() if "=" in field)
             if text.startswith(prefix):
-                return dict(field.split("=", 1) for field in text.split() if "=" in field)
+                return fields
     raise Failure(f"{child.args[0]}: no line `{prefix}..` within {timeout_s} s (exit {child.poll()})")
 
 
@@ -143,6 +144,12 @@ def starting_elsewhere(plan, index, rounds):
 
 def start_gateway(children, log_path, gateway, arguments, core=None):
     """The gateway on free ports; returns the child and its publish address."""
+    child, addresses = start_gateway_all(children, log_path, gateway, arguments, core)
+    return child, addresses["pub"]
+
+
+def start_gateway_all(children, log_path, gateway, arguments, core=None):
+    """The gateway on free ports; returns the child and the addresses of its listeners: pub, sub, man."""
     command = [] if core is None else ["taskset", "-c", core]
     command += [gateway, "run", *arguments]
     for listener in ("--pub", "--sub", "--man"):
@@ -150,7 +157,7 @@ def start_gateway(children, log_path, gateway, arguments, core=None):
     with open(log_path, "wb") as log:
         child = children.start(command, stdout=subprocess.PIPE, stderr=log)
     try:
-        return child, ready_line(child, "ready ", 30)["pub"]
+        return child, ready_line(child, "ready ", 30)
     except Failure as failure:
         raise Failure(f"{failure}\n{pathlib.Path(log_path).read_text(errors='replace')[-2000:]}") from None
 
@@ -166,14 +173,20 @@ def command_line(pid):
 
 def start_brokers(children, directory, command):
     """The test package's `testbed`; returns the brokers' addresses and the pids whose CPU counts."""
+    fields, pids = start_testbed(children, directory, command)
+    return fields["brokers"], pids
+
+
+def start_testbed(children, directory, command):
+    """As `start_brokers`, with all that the testbed says: brokers, zookeeper."""
     log = open(pathlib.Path(directory) / "testbed.log", "wb")
     # Its own stdin, kept open: the end of it stops the testbed, also when this script is killed.
     child = children.start(command, cwd=HERE.parent, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
     try:
-        fields = ready_line(child, "brokers=", 180)
+        fields = ready_line(child, "zookeeper=", 180)
     except Failure as failure:
         raise Failure(f"{failure}\n{pathlib.Path(log.name).read_text(errors='replace')[-2000:]}") from None
-    return fields["brokers"], [pid for pid in descendants(child.pid) if b"kafka.Kafka" in command_line(pid)]
+    return fields, [pid for pid in descendants(child.pid) if b"kafka.Kafka" in command_line(pid)]
 
 
 def user_and_system_us(pids):
@@ -186,13 +199,13 @@ def user_and_system_us(pids):
     return user, system
 
 
-def probe(port, path, want=201, timeout_s=15):
+def probe(port, path, want=201, timeout_s=15, method="POST", headers=None):
     """One request before the load: a wrong answer must not be measured. Retries while a topic is being made."""
     deadline = time.monotonic() + timeout_s
     while True:
         try:
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-            connection.request("POST", path, body=b"k" * 1024)
+            connection.request(method, path, body=b"k" * 1024 if method == "POST" else None, headers=headers or {})
             answer = connection.getresponse()
             body = answer.read(400)
             if answer.status == want:
@@ -205,11 +218,11 @@ def probe(port, path, want=201, timeout_s=15):
         time.sleep(0.3)
 
 
-def wrk(port, path, connections, duration_s, core=None, threads=1):
+def wrk(port, path, connections, duration_s, core=None, threads=1, script=HERE / "post.lua"):
     """One run of wrk; returns its summary with the generator's own CPU time."""
     command = ["taskset", "-c", str(core)] if core is not None else []
     command += ["wrk", "-t", str(threads), "-c", str(connections), "-d", f"{duration_s}s", "--latency",
-                "-s", str(HERE / "post.lua"), f"http://127.0.0.1:{port}{path}"]
+                "-s", str(script), f"http://127.0.0.1:{port}{path}"]
     before = os.times()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     after = os.times()
@@ -261,6 +274,27 @@ def machine():
         "wrk": first_line(["wrk", "--version"]),
         "nginx": first_line([shutil.which("nginx") or "/usr/sbin/nginx", "-v"]),
     }
+
+
+def commit():
+    """The commit measured, and whether what is built differs from it."""
+    name = first_line(["git", "-C", str(HERE.parent), "rev-parse", "--short", "HEAD"])
+    changed = first_line(["git", "-C", str(HERE.parent), "status", "--porcelain", "--", "src", "Cargo.lock"])
+    return ("nocommit" if " " in name else name), bool(changed)
+
+
+def repeatable_command(script, places):
+    """The command line without the places of this machine (flags with a value), which differ elsewhere."""
+    words = iter(sys.argv[1:])
+    kept = [script]
+    for word in words:
+        name = word.partition("=")[0]
+        if name in places:
+            if "=" not in word:
+                next(words, None)
+            continue
+        kept.append(word)
+    return " ".join(kept)
 
 
 def first_line(command):

@@ -369,7 +369,7 @@ fn top_level_files() -> Vec<Source> {
 
 fn walk(folder: &Path, paths: &mut BTreeSet<PathBuf>) {
     /// Built, fetched or measured, not written.
-    const PASSED_OVER: [&str; 4] = ["target", ".cache", "results", "Cargo.lock"];
+    const PASSED_OVER: [&str; 5] = [".git", "target", ".cache", "results", "Cargo.lock"];
     let Ok(entries) = fs::read_dir(folder) else { return };
     for path in entries.flatten().map(|entry| entry.path()) {
         let name = path.file_name().unwrap_or_default().to_string_lossy();

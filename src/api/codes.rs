@@ -69,7 +69,7 @@ codes! {
     EXPECTATION_FAILED 41700 "expectation-failed" "Expectation failed" false "Only `100-continue` can be expected."
     TOO_MANY_INFLIGHT 42900 "too-many-in-flight" "Too many requests in flight" true "This core has as many publishes in flight as it takes; try again after Retry-After."
     TOO_MANY_READERS 42901 "too-many-readers" "Too many readers" true "As many clients read this group as it takes."
-    TOO_MANY_GROUPS 42902 "too-many-groups" "Too many groups" true "The gateway serves as many groups as it takes (`sub.groups_max`)."
+    TOO_MANY_GROUPS 42902 "too-many-groups" "Too many groups" true "The group's shard serves as many groups as it takes: its equal part of `sub.groups_max`."
     PROFILE_RUNNING 42903 "profile-running" "A profile is being made" true "One profile at a time; try again after Retry-After."
     HEAD_TOO_LARGE 43100 "head-too-large" "Request head too large" false "Request line and headers are over their limit."
     INTERNAL 50000 "internal" "Internal error" true "A defect of the gateway; the log has the request id."

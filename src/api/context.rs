@@ -31,6 +31,8 @@ use crate::{
 
 /// Shortest time between two refreshes of the topic snapshot on one core, however many unknown topics are asked for.
 const REFRESH_SPACING: Duration = Duration::from_millis(100);
+/// Shortest time between two refreshes of one core because another knows a topic differently, however many reads show it.
+const AGREE_SPACING: Duration = Duration::from_secs(1);
 /// Partitions of a topic of the null store.
 const NULL_PARTITIONS: i32 = 4;
 
@@ -65,6 +67,8 @@ struct Refresh {
     wanted: Cell<u64>,
     outcome: RefCell<Result<(), Problem>>,
     bell: Notify,
+    /// When cores were last found to disagree.
+    disagreed_at: Cell<Option<Instant>>,
 }
 
 impl DataPlane {
@@ -81,6 +85,7 @@ impl DataPlane {
                 wanted: Cell::new(0),
                 outcome: RefCell::new(Ok(())),
                 bell: Notify::default(),
+                disagreed_at: Cell::new(None),
             },
         }
     }
@@ -261,6 +266,16 @@ impl Context {
             glommio::spawn_local(Rc::clone(self).refresh_rounds()).detach();
         }
         wanted
+    }
+
+    /// Another core knows a topic with another count of partitions. Either may be behind: the topic has grown, or was made again,
+    /// smaller. Each of the two calls this, and lists for itself.
+    pub fn agree(self: &Rc<Self>, data: &DataPlane) {
+        let (now, last) = (Instant::now(), &data.refresh.disagreed_at);
+        if last.get().is_none_or(|at| now.saturating_duration_since(at) >= AGREE_SPACING) {
+            last.set(Some(now));
+            self.want_refresh(data);
+        }
     }
 
     async fn refresh_rounds(self: Rc<Self>) {

@@ -73,6 +73,8 @@ pub enum Frame {
 #[derive(Debug)]
 pub struct RemoteLease {
     pub delivery: Delivery,
+    /// Partitions of the topic as the home core knows them by now; 0 where it is gone.
+    pub partitions: i32,
     key: GroupKey,
     home: ShardId,
     mesh: Mesh<Frame>,
@@ -80,8 +82,8 @@ pub struct RemoteLease {
 }
 
 impl RemoteLease {
-    pub fn new(delivery: Delivery, key: GroupKey, home: ShardId, mesh: Mesh<Frame>) -> Self {
-        Self { delivery, key, home, mesh, delivered: false }
+    pub fn new(delivery: Delivery, partitions: i32, key: GroupKey, home: ShardId, mesh: Mesh<Frame>) -> Self {
+        Self { delivery, partitions, key, home, mesh, delivered: false }
     }
 
     /// The client has them.

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use super::{
     admit::Inflight,
     codes,
-    context::Context,
+    context::{Context, DataPlane},
     query::{Query, invalid, percent_decode},
     reply::{self, Problem, Stamp},
 };
@@ -127,54 +127,50 @@ impl Publish {
         if bytes == 0 {
             return Err(Problem::new(&codes::EMPTY_MESSAGE, "a message has at least one byte"));
         }
-        let (topic, late) = self.topic(ctx).await?;
-        let record = std::mem::take(&mut self.record);
+        let (mut topic, mut late) = self.topic(ctx).await?;
+        let mut record = std::mem::take(&mut self.record);
         let is_chosen_by_store = record.partition.is_none();
-        let enqueued = Instant::now();
-        let answer = if self.is_async || self.ack == Ack::None {
-            let queued = data.backend.enqueue(&topic, record, self.ack);
-            let resumed = Instant::now();
-            *timing = queued.is_ok().then_some(Timing { enqueued, reported: resumed, resumed });
-            queued.map(|()| queued_reply(stamp))
-        } else {
-            match data.backend.produce(&topic, record, self.ack) {
-                Ok(mut report) => {
-                    let stored = within(&mut report, late).await;
-                    let resumed = Instant::now();
-                    *timing = Some(Timing { enqueued, reported: report.reported_at().unwrap_or(resumed), resumed });
-                    stored.map(|stored| stored_reply(stored, data.backend.is_volatile(), stamp))
+        // Where a missing topic is made, one that turns out to be gone is made as well, once.
+        let makes_topics = ctx.config.borrow().topics.auto_create;
+        let mut spare = makes_topics.then(|| record.clone());
+        let answer = loop {
+            let enqueued = Instant::now();
+            let answer = if self.is_async || self.ack == Ack::None {
+                let queued = data.backend.enqueue(&topic, record, self.ack);
+                let resumed = Instant::now();
+                *timing = queued.is_ok().then_some(Timing { enqueued, reported: resumed, resumed });
+                queued.map(|()| queued_reply(stamp))
+            } else {
+                match data.backend.produce(&topic, record, self.ack) {
+                    Ok(mut report) => {
+                        let stored = within(&mut report, late).await;
+                        let resumed = Instant::now();
+                        *timing = Some(Timing { enqueued, reported: report.reported_at().unwrap_or(resumed), resumed });
+                        stored.map(|stored| stored_reply(stored, data.backend.is_volatile(), stamp))
+                    }
+                    Err(error) => Err(error),
                 }
-                Err(error) => Err(error),
+            };
+            match (answer, spare.take()) {
+                (Err(ProduceError::UnknownTopic), Some(again)) => {
+                    data.topics.forget(&topic);
+                    *timing = None;
+                    let deadline = late.unwrap_or_else(|| enqueued + ctx.config.borrow().publish.deadline);
+                    topic = in_time(ctx.find_topic(&topic.name, true), deadline).await?;
+                    (record, late) = (again, Some(deadline));
+                }
+                // It is there, but not for this producer yet.
+                (Err(ProduceError::UnknownTopic), None) if makes_topics => {
+                    break Err(ProduceError::NotStored { reason: "UNKNOWN_TOPIC" });
+                }
+                (answer, _) => break answer,
             }
         };
-        match answer {
-            Ok(reply) => {
-                ctx.metrics.cells.pub_messages.add(1);
-                ctx.metrics.cells.pub_bytes.add(bytes as u64);
-                topic.usage.published.add(1, bytes as u64);
-                Ok(reply)
-            }
-            Err(error) => {
-                let error = match error {
-                    ProduceError::UnknownTopic => {
-                        data.topics.forget(&topic);
-                        error
-                    }
-                    // The number was checked against the snapshot: the topic goes, is made again, or has grown.
-                    ProduceError::UnknownPartition => {
-                        if is_chosen_by_store {
-                            data.topics.forget(&topic);
-                        } else {
-                            // Rather the producer is behind, and others who rely on the snapshot must not wait for it.
-                            ctx.want_refresh(data);
-                        }
-                        ProduceError::NotStored { reason: "UNKNOWN_PARTITION" }
-                    }
-                    error => error,
-                };
-                Err(reply::produce_failed(&error))
-            }
-        }
+        let reply = answer.map_err(|error| failed(ctx, data, &topic, error, is_chosen_by_store))?;
+        ctx.metrics.cells.pub_messages.add(1);
+        ctx.metrics.cells.pub_bytes.add(bytes as u64);
+        topic.usage.published.add(1, bytes as u64);
+        Ok(reply)
     }
 
     /// The topic, and the publish's deadline if the look-up has used up some of its time.
@@ -185,13 +181,9 @@ impl Publish {
             return Ok((Rc::clone(topic), None));
         }
         let began = Instant::now();
-        let deadline = ctx.config.borrow().publish.deadline;
-        let late = async {
-            glommio::timer::sleep(deadline).await;
-            Err(Problem::new(&codes::UNAVAILABLE, "the topic could not be looked up within the deadline"))
-        };
-        let topic = futures_lite::future::or(self.look_up(ctx), late).await?;
-        Ok((topic, (began.elapsed() >= LOOK_UP_SLOW).then_some(began + deadline)))
+        let deadline = began + ctx.config.borrow().publish.deadline;
+        let topic = in_time(self.look_up(ctx), deadline).await?;
+        Ok((topic, (began.elapsed() >= LOOK_UP_SLOW).then_some(deadline)))
     }
 
     async fn look_up(&self, ctx: &Rc<Context>) -> Result<Rc<Topic>, Problem> {
@@ -218,6 +210,45 @@ impl Publish {
             count => Err(Problem::new(&codes::PARTITION_OUT_OF_RANGE, format!("partition {partition} of {count}"))),
         }
     }
+}
+
+/// What the snapshot and the client are told of a publish that failed.
+fn failed(
+    ctx: &Rc<Context>,
+    data: &DataPlane,
+    topic: &Topic,
+    error: ProduceError,
+    is_chosen_by_store: bool,
+) -> Problem {
+    match error {
+        ProduceError::UnknownTopic => {
+            data.topics.forget(topic);
+            reply::produce_failed(&error)
+        }
+        // The number was checked against the snapshot: the topic goes, is made again, or has grown.
+        ProduceError::UnknownPartition => {
+            if is_chosen_by_store {
+                data.topics.forget(topic);
+            } else {
+                // Rather the producer is behind, and others who rely on the snapshot must not wait for it.
+                ctx.want_refresh(data);
+            }
+            reply::produce_failed(&ProduceError::NotStored { reason: "UNKNOWN_PARTITION" })
+        }
+        error => reply::produce_failed(&error),
+    }
+}
+
+/// A look-up of a topic, no later than the deadline.
+async fn in_time(
+    look_up: impl Future<Output = Result<Rc<Topic>, Problem>>,
+    deadline: Instant,
+) -> Result<Rc<Topic>, Problem> {
+    let late = async {
+        glommio::timer::sleep(deadline.saturating_duration_since(Instant::now())).await;
+        Err(Problem::new(&codes::UNAVAILABLE, "the topic could not be looked up within the deadline"))
+    };
+    futures_lite::future::or(look_up, late).await
 }
 
 /// The report, no later than the deadline. The store bounds a wait that begins at once by itself; here only what a slow look-up

@@ -126,7 +126,11 @@ impl Subscribe {
             fetch_here(ctx, &request).await.map(|(group, delivery)| Lease::Local { group, delivery })
         } else {
             ctx.metrics.cells.sub_forwarded.add(1);
-            fetch_there(ctx, home, request).await.map(Lease::Remote)
+            let remote = fetch_there(ctx, home, request).await?;
+            if let Some(data) = ctx.data.as_ref().filter(|_| remote.partitions != topic.partitions.get()) {
+                ctx.agree(data);
+            }
+            Ok(Lease::Remote(remote))
         }?;
         let settlement = Settlement { lease: Some(lease), ctx: Rc::clone(ctx), topic, group_id, messages: 0, bytes: 0 };
         Ok(answer(settlement, is_single, self.format, stamp))
@@ -155,9 +159,8 @@ pub async fn fetch_here(ctx: &Rc<Context>, request: &FetchRequest) -> Result<(Rc
         .topics
         .put_at_least(&request.key.topic, request.partitions)
         .ok_or_else(|| Problem::new(&codes::CORE_BUSY, "this core knows as many topics as it takes"))?;
-    if topic.partitions.get() != request.partitions {
-        // The asking core may know better: the topic may have been made again, smaller.
-        ctx.want_refresh(data);
+    if known != request.partitions {
+        ctx.agree(data);
     }
     let group = data.groups.get_or_open(&data.backend, &topic, request, begin, groups_max)?;
     if group.fetching() >= waiters_max {
@@ -282,7 +285,9 @@ pub async fn serve_fetch(
         futures_lite::future::or(fetch, gone).await
     };
     let Some(fetched) = fetched else { return };
-    let leased = fetched.map(|(_, delivery)| RemoteLease::new(delivery, key, ctx.shard, ctx.mesh.clone()));
+    let topic = ctx.data.as_ref().and_then(|data| data.topics.get(&key.topic));
+    let partitions = topic.map_or(0, |topic| topic.partitions.get());
+    let leased = fetched.map(|(_, delivery)| RemoteLease::new(delivery, partitions, key, ctx.shard, ctx.mesh.clone()));
     // An asker that has gone drops the lease, which gives it back.
     let _ = answer.send(leased);
 }

@@ -117,7 +117,7 @@ pub struct SubscribeConfig {
     pub commit_interval: Duration,
     /// `sub.leases_max` per partition; over it the partition waits for the first unacknowledged message.
     pub leases_max: usize,
-    /// `sub.groups_max` per gateway (1,000), shared equally by the shards; over it: 429.
+    /// `sub.groups_max` per gateway (1,000), an equal part for each shard; over that: 429.
     pub groups_max: usize,
     /// `sub.group_idle_s` (60): a group without clients leaves after so long.
     pub group_idle: Duration,

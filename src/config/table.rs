@@ -174,8 +174,9 @@ pub const KEYS: &[Key] = &[
         path: "sub.groups_max",
         kind: Kind::Int { min: 1, max: 100_000 },
         default: Preset::Int(1_000),
-        doc: "Groups this gateway reads at the same time, shared equally by the shards; over it: 429. Each is a Kafka \
-              consumer with threads and memory of its own.",
+        doc: "Groups this gateway reads at the same time. A group lives on one shard, and each shard takes an equal part of them, \
+              rounded up; over it: 429, even where another shard has room. Each is a Kafka consumer with threads and memory of \
+              its own.",
         hot: false,
     },
     Key {
@@ -267,8 +268,9 @@ pub const KEYS: &[Key] = &[
     Key {
         path: "kafka.linger_us",
         kind: Kind::Int { min: 0, max: 1_000_000 },
-        default: Preset::Int(300),
-        doc: "Microseconds a message may wait in the producer for others to share its request with.",
+        default: Preset::Int(100),
+        doc: "Microseconds a message may wait in the producer for others to share its request with. 0: none waits, and each is \
+              nearly a request of its own.",
         hot: false,
     },
     Key {

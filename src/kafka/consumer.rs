@@ -40,7 +40,7 @@ use crate::{
 
 /// How long a client that could not be made, or that broke, waits for the next.
 const REJOIN: Duration = Duration::from_secs(1);
-/// What leaving may take.
+/// What leaving may take, once no commit is under way: one that is may take [`COMMIT_MAX`] more, and is not tried again by then.
 const LEAVE_MAX: Duration = Duration::from_secs(6);
 
 /// What a member needs of its core.
@@ -50,6 +50,8 @@ pub(super) struct Surroundings {
     pub offload: Offload,
     pub stats: Rc<ConsumerStats>,
     pub reach: Rc<Reach>,
+    /// A member of this core looks for the commits of others. One at a time: there may be many members, and few threads to ask with.
+    pub is_looking: Rc<Cell<bool>>,
 }
 
 /// One group's membership.
@@ -59,7 +61,6 @@ pub(super) struct Member {
     pub topic: CString,
     pub standing: RefCell<Standing>,
     pub around: Surroundings,
-    is_looking: Cell<bool>,
     is_over: Cell<bool>,
     over: Notify,
     task: RefCell<Option<Task<()>>>,
@@ -74,7 +75,6 @@ impl Member {
             topic: topic_name(&topic.name),
             standing: RefCell::new(Standing::new(begin)),
             around,
-            is_looking: Cell::new(false),
             is_over: Cell::new(false),
             over: Notify::default(),
             task: RefCell::default(),
@@ -171,10 +171,13 @@ impl Member {
 
 impl Member {
     /// A member that has no partitions learns what others have committed, once: when the topic is made again it could not know
-    /// otherwise that the group is older. If that fails, the pump asks for it again.
-    pub fn look(self: &Rc<Self>, client: &Arc<Client>) {
-        if !self.standing.borrow().committed.is_empty() || self.is_looking.replace(true) {
-            return;
+    /// otherwise that the group is older. If that fails, the pump asks for it again. Gives `false` when it was not this member's turn.
+    pub fn look(self: &Rc<Self>, client: &Arc<Client>) -> bool {
+        if !self.standing.borrow().is_to_look() {
+            return true;
+        }
+        if self.around.is_looking.replace(true) {
+            return false;
         }
         let (this, client) = (Rc::clone(self), Arc::clone(client));
         glommio::spawn_local(async move {
@@ -184,9 +187,10 @@ impl Member {
                 this.around.stats.looks.one();
                 this.standing.borrow_mut().learn(&commits);
             }
-            this.is_looking.set(false);
+            this.around.is_looking.set(false);
         })
         .detach();
+        true
     }
 }
 

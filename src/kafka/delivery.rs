@@ -18,13 +18,14 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::{Context, Poll, Waker},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use futures_lite::AsyncReadExt;
+use futures_lite::{AsyncReadExt, future};
 use rdkafka::bindings::rd_kafka_resp_err_t as rd;
 
 use super::{
+    batching::Nudge,
     native::{Client, ErrorCode, Event, Outbox, Queue, Reported, Reports, Status, Ticket, TopicHandle},
     reach::{LogLimit, Reach},
     stats::ProducerStats,
@@ -62,6 +63,7 @@ pub(super) struct Pipe {
     pub due: RefCell<VecDeque<(Instant, Ticket)>>,
     /// No more records: only reports are still to come.
     pub is_retired: Cell<bool>,
+    pub nudge: Nudge,
     queue: Queue,
     pub client: Arc<Client>,
     stats: Rc<ProducerStats>,
@@ -69,7 +71,7 @@ pub(super) struct Pipe {
 }
 
 impl Pipe {
-    pub fn new(client: Arc<Client>, stats: Rc<ProducerStats>, reach: Rc<Reach>) -> Option<Rc<Self>> {
+    pub fn new(client: Arc<Client>, linger: Duration, stats: Rc<ProducerStats>, reach: Rc<Reach>) -> Option<Rc<Self>> {
         let queue = client.main_queue()?;
         queue.watch();
         Some(Rc::new(Self {
@@ -77,6 +79,7 @@ impl Pipe {
             topics: RefCell::default(),
             due: RefCell::default(),
             is_retired: Cell::new(false),
+            nudge: Nudge::new(linger),
             queue,
             client,
             stats,
@@ -99,10 +102,24 @@ impl Pipe {
             if self.is_retired.get() && self.outbox.borrow().lent().0 == 0 {
                 break;
             }
-            match bell.read(&mut bytes).await {
-                Ok(0) | Err(_) => break,
-                Ok(_) => self.stats.wakeups.one(),
+            let rung = async { Some(bell.read(&mut bytes).await) };
+            let due = async {
+                self.nudge.due().await;
+                None
+            };
+            match future::or(rung, due).await {
+                Some(Ok(0) | Err(_)) => break,
+                Some(Ok(_)) => self.stats.wakeups.one(),
+                None => self.send_on(),
             }
+        }
+    }
+
+    /// Has librdkafka send what has lingered.
+    fn send_on(&self) {
+        if self.outbox.borrow().lent().0 > 0 {
+            self.stats.nudges.one();
+            self.client.nudge();
         }
     }
 

@@ -12,6 +12,7 @@
 //! This module knows no HTTP and no tenants: topics and groups have Kafka's names here.
 
 mod admin;
+mod batching;
 mod consumer;
 mod delivery;
 mod native;
@@ -95,6 +96,7 @@ impl KafkaStore {
             offload: offload.clone(),
             stats: Rc::default(),
             reach: Rc::clone(&reach),
+            is_looking: Rc::default(),
         };
         let members = RefCell::default();
         Self { producers, admin, reach, producer_stats, around, members, _tasks: [sweeping, probing] }

@@ -34,6 +34,8 @@ pub(super) struct Standing {
     pub committed: BTreeSet<Partition>,
     /// Starts this member has chosen: they hold even if their commit failed.
     pub chosen: BTreeMap<Partition, Offset>,
+    /// How often the topic has been found to be another one: what was chosen before the last time does not count any more.
+    pub anew: u64,
 }
 
 /// A partition that is ours now.
@@ -51,6 +53,8 @@ pub(super) struct Start {
 pub(super) struct Assigned {
     pub starts: Vec<Start>,
     pub commits: Commits,
+    /// [`Standing::anew`] as it was when the starts were asked for.
+    pub anew: u64,
 }
 
 /// What the group's coordinator says is committed.
@@ -80,6 +84,7 @@ pub(super) fn assign(
     mut standing: Standing,
     timeout: Duration,
 ) -> Result<Assigned, AssignError> {
+    let anew = standing.anew;
     let (offsets, commits) = starts(client, topic, partitions, &mut standing, timeout).map_err(AssignError::Offsets)?;
     let mut found = Vec::with_capacity(offsets.len());
     for (partition, offset, is_chosen) in offsets {
@@ -91,7 +96,7 @@ pub(super) fn assign(
     }
     let list = PartitionList::new(topic, found.iter().map(|start| (start.partition, start.offset)));
     client.assign(&list).map_err(AssignError::Refused)?;
-    Ok(Assigned { starts: found, commits })
+    Ok(Assigned { starts: found, commits, anew })
 }
 
 /// A partition, where it starts, and whether that was chosen here.
@@ -125,8 +130,7 @@ fn starts(
             if !entry.code.is_ok() {
                 return Err(entry.code);
             }
-            let offset = standing.chosen.get(&entry.partition).copied().unwrap_or(entry.offset.max(0));
-            starts.push((entry.partition, offset, true));
+            starts.push((entry.partition, standing.start_at(end, &entry), true));
         }
     }
     Ok((starts, commits))
@@ -160,9 +164,6 @@ pub(super) fn look(
     standing: &Standing,
     timeout: Duration,
 ) -> Result<Commits, ErrorCode> {
-    if standing.first_partitions == 0 {
-        return Ok(Commits::default());
-    }
     ask(client, topic, &[], standing, timeout).map(|(_, commits)| commits)
 }
 
@@ -171,7 +172,7 @@ pub(super) fn look(
 impl Standing {
     pub fn new(begin: Begin) -> Self {
         let Begin { reset, partitions } = begin;
-        Self { reset, first_partitions: partitions, committed: BTreeSet::new(), chosen: BTreeMap::new() }
+        Self { reset, first_partitions: partitions, committed: BTreeSet::new(), chosen: BTreeMap::new(), anew: 0 }
     }
 
     pub fn learn(&mut self, commits: &Commits) {
@@ -195,6 +196,22 @@ impl Standing {
         self.first_partitions = 0;
         self.committed.clear();
         self.chosen.clear();
+        self.anew += 1;
+    }
+
+    /// Whether the commits of others could still tell something: they say how the group began, and are missed once they are gone.
+    pub fn is_to_look(&self) -> bool {
+        self.first_partitions > 0 && self.committed.is_empty()
+    }
+
+    /// The start of a partition without a commit, whose `end` of the log was found to be at `found`. One that was chosen before holds,
+    /// unless it lies beyond the log: then it is of a log that is gone, and this one is new.
+    fn start_at(&self, end: End, found: &Entry) -> Offset {
+        match self.chosen.get(&found.partition) {
+            Some(chosen) if end == End::Latest && *chosen > found.offset => 0,
+            Some(chosen) => *chosen,
+            None => found.offset.max(0),
+        }
     }
 
     /// Where the group starts in a partition without a commit.
@@ -258,6 +275,22 @@ mod tests {
         assert_eq!(newest(&[0], None, false), [Newest, Newest, Oldest], "another tool has committed");
         assert_eq!(newest(&[], None, true), [Oldest; 3], "the commits are gone");
         assert_eq!(newest(&[1], Some(2), true), [Oldest; 3], "one came late, or stayed: others are gone all the same");
+    }
+
+    #[test]
+    fn nothing_chosen_outlives_the_topic() {
+        let mut standing = Standing::new(Begin { reset: Reset::Newest, partitions: 2 });
+        standing.chosen.insert(1, 100);
+        standing.committed.insert(0);
+        let found = |offset| Entry { partition: 1, offset, code: ErrorCode(0) };
+        assert_eq!(standing.start_at(End::Latest, &found(150)), 100, "it holds");
+        assert_eq!(standing.start_at(End::Latest, &found(99)), 0, "the log is another one");
+        let before = standing.anew;
+        standing.begin_anew();
+        assert!(standing.chosen.is_empty() && standing.committed.is_empty());
+        assert_eq!(standing.start_at(End::Latest, &found(150)), 150);
+        assert_ne!(standing.anew, before, "an assignment under way notices");
+        assert!(!standing.is_to_look(), "there is nothing left to ask for");
     }
 
     #[test]

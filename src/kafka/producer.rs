@@ -70,17 +70,18 @@ impl Producer {
     pub fn produce(self: &Rc<Self>, topic: &Topic, record: Record) -> Result<Report, ProduceError> {
         if self.config.test.answer_before_report {
             let partition = record.partition.unwrap_or(0);
-            self.send(topic, record, Wait::Nobody)?;
+            self.send(topic, record, Wait::Nobody, Instant::now())?;
             return Ok(Report::known(Stored { partition, offset: -1 }));
         }
-        let (pipe, ticket) = self.send(topic, record, Wait::Request(None))?;
-        pipe.due.borrow_mut().push_back((Instant::now() + self.config.publish.deadline, ticket));
+        let now = Instant::now();
+        let (pipe, ticket) = self.send(topic, record, Wait::Request(None), now)?;
+        pipe.due.borrow_mut().push_back((now + self.config.publish.deadline, ticket));
         Ok(Report::waiting(pipe, ticket))
     }
 
     /// Hands a record over; its report is only counted.
     pub fn enqueue(self: &Rc<Self>, topic: &Topic, record: Record) -> Result<(), ProduceError> {
-        self.send(topic, record, Wait::Nobody).map(|_| ())
+        self.send(topic, record, Wait::Nobody, Instant::now()).map(|_| ())
     }
 
     fn send(
@@ -88,6 +89,7 @@ impl Producer {
         topic: &Topic,
         record: Record,
         wait: Wait,
+        now: Instant,
     ) -> Result<(Rc<Pipe>, super::native::Ticket), ProduceError> {
         if record.partition.is_some_and(|p| p < 0) {
             return Err(ProduceError::UnknownPartition);
@@ -103,6 +105,7 @@ impl Producer {
             Ok(ticket) => {
                 self.stats.produced.one();
                 self.stats.produced_bytes.add(bytes as u64);
+                pipe.nudge.sent(now);
                 Ok((pipe, ticket))
             }
             Err(code) => Err(self.refuse(&pipe, topic, code)),
@@ -215,7 +218,8 @@ impl Producer {
                 return None;
             }
         };
-        let pipe = Pipe::new(client, Rc::clone(&self.stats), Rc::clone(&self.reach))?;
+        let linger = Duration::from_micros(self.config.kafka.linger_us);
+        let pipe = Pipe::new(client, linger, Rc::clone(&self.stats), Rc::clone(&self.reach))?;
         let hear = match Socket::adopt(hear) {
             Ok(hear) => hear,
             Err(error) => {

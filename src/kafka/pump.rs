@@ -190,9 +190,19 @@ impl Pump {
     fn take_outcome(&mut self, outcome: Outcome) {
         let group = &self.member.group;
         match outcome {
-            Outcome::Assigned(Assigned { starts, commits }) => {
-                // What else was learnt while the offsets were asked for stays.
+            Outcome::Assigned(Assigned { starts, commits, anew }) => {
                 let mut standing = self.member.standing.borrow_mut();
+                if standing.anew != anew && starts.iter().any(|start| start.is_chosen) {
+                    // What was made again while the offsets were asked for is new to the group from its beginning. These are assigned by
+                    // now, and moving them could be taken for the answer to a rebalance: the next client asks for all of it.
+                    tracing::warn!(
+                        group = group.group_id,
+                        "the topic was made again during an assignment; the client is replaced"
+                    );
+                    self.is_broken = true;
+                    return;
+                }
+                // What else was learnt while the offsets were asked for stays.
                 standing.learn(&commits);
                 standing.choose(&starts);
                 drop(standing);
@@ -217,11 +227,9 @@ impl Pump {
                 if !ends.is_empty() {
                     counter.one();
                 }
-                let partitions = ends.into_iter().map(|(partition, _)| partition);
                 if is_committed {
+                    let partitions = ends.into_iter().map(|(partition, _)| partition);
                     self.member.standing.borrow_mut().committed.extend(partitions);
-                } else {
-                    group.mark_uncommitted(partitions);
                 }
             }
         }
@@ -369,15 +377,13 @@ impl Pump {
     fn take_commit(&mut self, code: ErrorCode, partitions: Option<&PartitionList>) {
         self.committing = None;
         let stats = &self.member.around.stats;
-        let failed: Vec<Partition> = partitions
+        // Some may succeed where others fail.
+        let (committed, failed): (Vec<_>, Vec<_>) = partitions
             .into_iter()
             .flat_map(PartitionList::entries)
-            .filter(|entry| !code.is_ok() || !entry.code.is_ok())
-            .map(|entry| entry.partition)
-            .collect();
+            .partition(|entry| code.is_ok() && entry.code.is_ok());
+        self.member.standing.borrow_mut().committed.extend(committed.iter().map(|entry| entry.partition));
         if code.is_ok() && failed.is_empty() {
-            let committed = partitions.into_iter().flat_map(PartitionList::entries).map(|entry| entry.partition);
-            self.member.standing.borrow_mut().committed.extend(committed);
             stats.commits.one();
             self.heard();
             return;
@@ -386,7 +392,7 @@ impl Pump {
         if let Some(held) = self.member.around.reach.log.pass(Instant::now()) {
             tracing::warn!(group = self.member.group.group_id, error = code.name(), held, "a commit failed");
         }
-        self.member.group.mark_uncommitted(failed);
+        self.member.group.mark_uncommitted(failed.iter().map(|entry| entry.partition));
     }
 }
 
@@ -430,9 +436,8 @@ impl Pump {
         }
         if self.member.around.reach.is_up() {
             self.down_since = None;
-            if self.parts.is_empty() && group.is_assigned() && now >= self.look_due {
+            if self.parts.is_empty() && group.is_assigned() && now >= self.look_due && self.member.look(&self.client) {
                 self.look_due = now + LOOK_EVERY;
-                self.member.look(&self.client);
             }
             if self.fault_until.is_some_and(|until| now > until) {
                 self.fault_until = None;

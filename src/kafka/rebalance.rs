@@ -14,9 +14,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rdkafka::bindings::rd_kafka_resp_err_t as rd;
+
 use super::{
     consumer::Member,
-    native::Client,
+    native::{Client, ErrorCode},
     offsets::{self, AssignError, Assigned},
 };
 use crate::{
@@ -28,7 +30,8 @@ use crate::{
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 /// What one try of a commit may hold up a rebalance.
 pub(super) const COMMIT_MAX: Duration = Duration::from_secs(2);
-/// After this no other try begins. What is not committed comes again; a start that is not is chosen again, perhaps later.
+/// After this no other try begins, and none while the group closes. What is not committed comes again; a start that is not is chosen
+/// again, perhaps later.
 const COMMIT_TRIES_MAX: Duration = Duration::from_secs(3);
 
 /// What librdkafka wants answered.
@@ -164,6 +167,7 @@ impl Answers {
         });
     }
 
+    /// Commits `ends`. What may pass is tried again, as long as they are ours to commit.
     async fn commit(&self, ends: &[(Partition, Offset)]) -> bool {
         if ends.is_empty() {
             return true;
@@ -171,19 +175,29 @@ impl Answers {
         let since = Instant::now();
         loop {
             let (client, commits) = (Arc::clone(&self.client), self.member.commits(ends));
-            let error = match self.call(move || client.commit_and_wait(&commits, COMMIT_MAX)).await {
+            let (error, may_pass) = match self.call(move || client.commit_and_wait(&commits, COMMIT_MAX)).await {
                 Ok(Ok(())) => return true,
-                Ok(Err(code)) => code.name(),
-                Err(OffloadError::Full) => "the offload pool is full",
-                Err(OffloadError::Panicked) => "a call failed",
+                Ok(Err(code)) => {
+                    if code.is(rd::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART) {
+                        // These ends are of a log that is gone. One that is made under its name is not to be entered in the middle.
+                        self.member.standing.borrow_mut().begin_anew();
+                    }
+                    (code.name(), may_pass(code))
+                }
+                Err(OffloadError::Full) => ("the offload pool is full", true),
+                Err(OffloadError::Panicked) => ("a call failed", false),
             };
-            let is_last = self.is_over.get() || since.elapsed() + ASK_AGAIN > COMMIT_TRIES_MAX;
-            let group = &self.member.group.group_id;
-            tracing::warn!(group, error, is_last, "commit before giving up failed");
-            if is_last {
+            if let Some(held) = self.member.around.reach.log.pass(Instant::now()) {
+                let group = &self.member.group.group_id;
+                tracing::warn!(group, error, may_pass, held, "commit before giving up failed");
+            }
+            if !may_pass || since.elapsed() + ASK_AGAIN > COMMIT_TRIES_MAX {
                 return false;
             }
             glommio::timer::sleep(ASK_AGAIN).await;
+            if self.is_over.get() || self.member.group.is_closing() || self.client.is_assignment_lost() {
+                return false;
+            }
         }
     }
 
@@ -202,5 +216,35 @@ impl Answers {
             this.member.group.bell.ring();
         })
         .detach();
+    }
+}
+
+/// Whether a commit that failed so may succeed a moment later. Everything else is final: about the topic, the member, or our rights.
+fn may_pass(code: ErrorCode) -> bool {
+    [
+        rd::RD_KAFKA_RESP_ERR__TIMED_OUT,
+        rd::RD_KAFKA_RESP_ERR__TIMED_OUT_QUEUE,
+        rd::RD_KAFKA_RESP_ERR__TRANSPORT,
+        rd::RD_KAFKA_RESP_ERR__WAIT_COORD,
+        rd::RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT,
+        rd::RD_KAFKA_RESP_ERR_COORDINATOR_LOAD_IN_PROGRESS,
+        rd::RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE,
+        rd::RD_KAFKA_RESP_ERR_NOT_COORDINATOR,
+        rd::RD_KAFKA_RESP_ERR_REBALANCE_IN_PROGRESS,
+    ]
+    .iter()
+    .any(|passing| code.is(*passing))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_may_pass_is_committed_again() {
+        let (moved, gone) = (rd::RD_KAFKA_RESP_ERR_NOT_COORDINATOR, rd::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART);
+        assert!(may_pass(moved.into()));
+        assert!(!may_pass(gone.into()), "the next try could land in the topic made again");
+        assert!(!may_pass(rd::RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION.into()));
     }
 }

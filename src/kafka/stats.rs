@@ -59,6 +59,7 @@ counters! {
         overdue: "kateway_producer_overdue_total", "Requests answered by their deadline, before the report.";
         late: "kateway_producer_late_total", "Reports that came after their request was answered.";
         restarts: "kateway_producer_restarts_total", "Producers replaced after a fatal error.";
+        nudges: "kateway_producer_nudges_total", "Times librdkafka was told to send what had lingered.";
         wakeups: "kateway_producer_wakeups_total", "Times the core was told of reports.";
     }
     batches: Sizes;

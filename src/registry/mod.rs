@@ -58,7 +58,7 @@ impl Topics {
     }
 
     /// One topic exists with so many partitions, as another core has it. The larger of two counts is the newer, unless the
-    /// topic was made again: whoever sees them differ lists anew.
+    /// topic was made again: cores that see theirs differ list anew.
     pub fn put_at_least(&self, name: &str, partitions: i32) -> Option<Rc<Topic>> {
         let known = self.get(name).map_or(0, |topic| topic.partitions.get());
         self.put(name, partitions.max(known))

@@ -178,8 +178,9 @@ impl Shard {
 
     fn gauges(&self) {
         let cells = &self.ctx.metrics.cells;
+        // Since it was last asked: glommio counts from zero again with each answer.
         let busy = glommio::executor().executor_stats().total_runtime();
-        cells.busy_us.set(u64::try_from(busy.as_micros()).unwrap_or(u64::MAX));
+        cells.busy_us.add(u64::try_from(busy.as_micros()).unwrap_or(0));
         if let Some(DataPlane { backend, .. }) = &self.ctx.data {
             let (messages, bytes) = backend.queued();
             cells.producer_messages.set(messages);

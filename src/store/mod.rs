@@ -186,7 +186,8 @@ pub enum Reset {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Begin {
     pub reset: Reset,
-    /// Partitions `reset` is for: those every core of the gateway knows of, which can be fewer than the topic's while cores disagree.
+    /// Partitions `reset` is for: those that both the core that was asked and the group's home know of. That can be fewer than the
+    /// topic has, for as long as one of the two has not listed it since it grew.
     pub partitions: Partition,
 }
 

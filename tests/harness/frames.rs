@@ -26,6 +26,8 @@ pub struct Line {
     pub tag: Option<String>,
     pub headers: Vec<(String, Option<Vec<u8>>)>,
     pub payload: Vec<u8>,
+    /// How often the message was delivered, this time included.
+    pub deliveries: i64,
 }
 
 /// Splits a body into frames.
@@ -68,6 +70,7 @@ fn decode_line(line: &[u8]) -> Line {
         tag: object["tag"].as_str().map(str::to_owned),
         headers: headers.iter().map(decode_header).collect(),
         payload: text_or_bytes(&object, "value", "base64").unwrap_or_else(|| panic!("value or base64 in {object}")),
+        deliveries: number("deliveries"),
     }
 }
 

@@ -1,4 +1,4 @@
-//! What a host can do to a gateway: hold one of its threads, forbid it io_uring, grant it little locked memory.
+//! What a host can do to a gateway: hold one of its threads, forbid it io_uring, grant it little locked memory or few files.
 //!
 //! Method: with the kernel's own means, so that the gateway cannot tell the hindrance from the real thing. A held thread is
 //! traced and stopped (ptrace(2)); what a process may do is taken from it between fork and exec (seccomp(2), setrlimit(2)).
@@ -37,16 +37,13 @@ pub fn hold_threads(pid: u32, prefix: &str) -> Held {
     held
 }
 
-/// Stops a thread that is traced; if that fails it goes on untraced.
+/// Stops a thread that is traced. If that fails it stays traced, and runs, until the tracing thread of ours ends: only a stopped one can
+/// be let go.
 fn stop(thread: libc::pid_t) -> bool {
     let mut status = 0;
     // SAFETY: waitpid writes one int, which lives across the call.
     let mut is_stopped = || unsafe { libc::waitpid(thread, &raw mut status, libc::__WALL) } == thread;
-    let stopped = ask(libc::PTRACE_INTERRUPT, thread) && is_stopped();
-    if !stopped {
-        ask(libc::PTRACE_DETACH, thread);
-    }
-    stopped
+    ask(libc::PTRACE_INTERRUPT, thread) && is_stopped()
 }
 
 /// A request of ptrace that takes neither address nor data.
@@ -96,10 +93,19 @@ pub fn forbid_io_uring(command: &mut Command, errno: i32) {
 
 /// The child may lock `bytes` of memory, and cannot raise that if it is not root.
 pub fn limit_locked_memory(command: &mut Command, bytes: u64) {
+    limit(command, libc::RLIMIT_MEMLOCK, bytes);
+}
+
+/// The child may have `count` descriptors, and cannot raise that if it is not root.
+pub fn limit_open_files(command: &mut Command, count: u64) {
+    limit(command, libc::RLIMIT_NOFILE, count);
+}
+
+fn limit(command: &mut Command, resource: libc::__rlimit_resource_t, most: u64) {
     let limit = move || {
-        let limit = libc::rlimit { rlim_cur: bytes, rlim_max: bytes };
+        let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
         // SAFETY: setrlimit reads one rlimit, which lives across the call.
-        if unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) } == 0 {
+        if unsafe { libc::setrlimit(resource, &raw const limit) } == 0 {
             Ok(())
         } else {
             Err(io::Error::last_os_error())

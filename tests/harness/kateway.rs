@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use crate::client::{self, Connection, Request, Response};
 use crate::process::{self, Process};
-use crate::{folder, wait_until};
+use crate::{folder, wait_for, wait_until};
 
 const START: Duration = Duration::from_secs(20);
 
@@ -202,6 +202,21 @@ impl Kateway {
     #[track_caller]
     pub fn subscriber(&self) -> Connection {
         Connection::open(self.subscribe).expect("the subscribe listener accepts")
+    }
+
+    /// A connection to one of the listeners that `shard` serves. The kernel spreads them, so several are tried.
+    #[track_caller]
+    pub fn connection_of_shard(&self, shard: usize, address: SocketAddr) -> Connection {
+        let count = || {
+            let status = self.status();
+            status["shards"][shard]["counters"]["kateway_connections"].as_u64().expect("a gauge")
+        };
+        wait_for(START, format!("shard {shard} has a connection"), || {
+            let before = count();
+            let mut connection = Connection::open(address).expect("the listener accepts");
+            connection.call(&Request::get("/alive")).unwrap_or_else(|e| panic!("{e}")).expect(200);
+            (count() > before).then_some(connection)
+        })
     }
 
     #[track_caller]

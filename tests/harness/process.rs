@@ -6,12 +6,16 @@
 //! [`Process`] is stopped by its pid when it is dropped; nothing here ever signals by name.
 
 use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Output};
 use std::sync::{LazyLock, mpsc};
 use std::time::{Duration, Instant};
 
 use crate::wait::wait_for;
+
+/// How long the output of a child that was killed is waited for.
+const SAID_WITHIN: Duration = Duration::from_secs(5);
 
 type Job = (Command, mpsc::Sender<io::Result<Child>>);
 
@@ -57,9 +61,16 @@ pub fn output(name: &str, command: Command, limit: Duration) -> io::Result<Outpu
     let (sender, done) = mpsc::channel();
     std::thread::spawn(move || sender.send(child.wait_with_output()));
     done.recv_timeout(limit).unwrap_or_else(|_| {
-        // SAFETY: kill has no memory effects; the child has not been reaped, or there would be an output.
+        // SAFETY: kill has no memory effects. Should the child have ended this moment, its pid is not given out again so soon.
         unsafe { libc::kill(pid, libc::SIGKILL) };
-        panic!("{name} (pid {pid}) has not ended after {limit:?}")
+        // What it had to say is most of the diagnosis. A child of its own may hold the pipes open: that is not waited for.
+        let said = match done.recv_timeout(SAID_WITHIN) {
+            Ok(Ok(output)) => {
+                [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat()
+            }
+            nothing => format!("{nothing:?}"),
+        };
+        panic!("{name} (pid {pid}) has not ended after {limit:?}; it said:\n{said}")
     })
 }
 
@@ -163,6 +174,57 @@ pub fn ended_by(status: ExitStatus, signal: i32) -> bool {
 /// Number of open file descriptors of a process.
 pub fn open_fds(pid: u32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
+}
+
+/// A TCP socket of a process, as the kernel has it.
+#[derive(Debug)]
+pub struct TcpSocket {
+    pub fd: i32,
+    pub is_listening: bool,
+    pub is_close_on_exec: bool,
+    /// TCP_NODELAY.
+    pub is_without_delay: bool,
+}
+
+/// The TCP sockets of a child of ours. One that closes meanwhile is left out.
+pub fn sockets(pid: u32) -> Vec<TcpSocket> {
+    let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("the process runs").flatten();
+    let fds = fds.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    fds.filter_map(|fd| tcp_socket(pid, fd)).collect()
+}
+
+fn tcp_socket(pid: u32, fd: i32) -> Option<TcpSocket> {
+    let target = std::fs::read_link(format!("/proc/{pid}/fd/{fd}")).ok()?;
+    if !target.to_string_lossy().starts_with("socket:") {
+        return None;
+    }
+    let info = std::fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}")).ok()?;
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"))?.trim();
+    let flags = i32::from_str_radix(flags, 8).expect("flags are octal");
+    let socket = duplicate(pid, fd)?;
+    // Another kind of socket has no such option.
+    let is_without_delay = option(&socket, libc::IPPROTO_TCP, libc::TCP_NODELAY)? != 0;
+    let is_listening = option(&socket, libc::SOL_SOCKET, libc::SO_ACCEPTCONN)? != 0;
+    Some(TcpSocket { fd, is_listening, is_close_on_exec: flags & libc::O_CLOEXEC != 0, is_without_delay })
+}
+
+/// A descriptor of ours for what is behind one of a child of ours.
+fn duplicate(pid: u32, fd: i32) -> Option<OwnedFd> {
+    // SAFETY: pidfd_open(2) and pidfd_getfd(2) take numbers and touch no memory.
+    let call = |number, first: i64, second: i64| unsafe { libc::syscall(number, first, second, 0) };
+    // SAFETY: a number the kernel has just made a descriptor of, which nobody else knows.
+    let own = |fd: i64| i32::try_from(fd).ok().filter(|fd| *fd >= 0).map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+    let process = own(call(libc::SYS_pidfd_open, pid.into(), 0))?;
+    own(call(libc::SYS_pidfd_getfd, process.as_raw_fd().into(), fd.into()))
+}
+
+/// An option that is a number.
+fn option(socket: &OwnedFd, level: i32, name: i32) -> Option<i32> {
+    let mut value = 0;
+    let mut len = libc::socklen_t::try_from(size_of::<i32>()).expect("a few bytes");
+    // SAFETY: the number and its length live across the call, which writes no more than that.
+    let done = unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut value).cast(), &raw mut len) };
+    (done == 0).then_some(value)
 }
 
 /// Number of threads of a process that have this name.

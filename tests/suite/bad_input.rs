@@ -13,7 +13,7 @@ use std::time::Duration;
 use kateway_tests::client::{Connection, Request};
 use kateway_tests::kateway::Kateway;
 use kateway_tests::topic::Topic;
-use kateway_tests::{folder, problem, wait_until};
+use kateway_tests::{folder, frames, problem, wait_until};
 
 use crate::{Case, kafka};
 
@@ -24,7 +24,8 @@ pub const CASES: &[Case] = &[
     Case::new("bad_input::subscribe_on_kafka", subscribe_on_kafka).kafka(),
     Case::new("bad_input::routes_and_methods", routes_and_methods),
     Case::new("bad_input::limits_are_exact", limits_are_exact),
-    Case::new("bad_input::body_cut_short_stores_nothing", body_cut_short_stores_nothing),
+    Case::new("bad_input::body_cut_short_on_memory", body_cut_short_on_memory),
+    Case::new("bad_input::body_cut_short_on_kafka", body_cut_short_on_kafka).kafka(),
     Case::new("bad_input::refusal_of_a_large_body_is_readable", refusal_of_a_large_body_is_readable),
 ];
 
@@ -103,11 +104,16 @@ fn publish_on_memory() {
     let topic = Topic::fresh("refused");
     let rows = publish_rows(&topic);
     refuse_all(gateway.publish, &rows);
+    assert_nothing_stored(&gateway, &topic);
+}
+
+/// A message that is stored now is the first one, and the only one a fresh group gets.
+pub fn assert_nothing_stored(gateway: &Kateway, topic: &Topic) {
     gateway.publish(&topic.publish("partition=0", "the only one")).expect(201);
-    let answer = gateway.subscribe(&topic.read("g", "batch=100&wait=1s&linger=200ms")).expect(200);
-    let stored = kateway_tests::frames::decode(&answer.body);
-    assert_eq!(stored.len(), 1, "of {} refused messages none is stored", rows.len());
-    assert_eq!((stored[0].offset, &stored[0].payload[..]), (0, &b"the only one"[..]));
+    let answer = gateway.subscribe(&topic.read("g", "batch=100&wait=5s&linger=500ms")).expect(200);
+    let stored = frames::decode(&answer.body);
+    let stored: Vec<_> = stored.iter().map(|frame| (frame.offset, &frame.payload[..])).collect();
+    assert_eq!(stored, [(0, &b"the only one"[..])], "what was refused is not stored");
 }
 
 fn publish_on_kafka() {
@@ -215,13 +221,15 @@ fn refuse(mut connection: Connection, row: &Row) -> Result<Option<Connection>, S
 
 fn routes_and_methods() {
     let gateway = Kateway::memory().start();
-    let publish = |request: Request| gateway.publish(&request.app("a"));
+    let topic = Topic::fresh("orders");
+    let publish = |request: Request| gateway.publish(&request.app(&topic.appid));
     for method in ["GET", "PUT", "DELETE", "PATCH"] {
-        let answer = publish(Request::new(method, "/v1/msgs/orders/v1"));
+        let answer = publish(Request::new(method, "/v1/msgs/orders/v1").body("must not be stored"));
         assert_eq!(problem::check(&answer, 405).code, code::METHOD, "{method}");
         assert_eq!(answer.header("allow"), Some("POST"), "{method}");
     }
-    let answer = gateway.subscribe(&Request::post("/v1/msgs/a/orders/v1?group=g", "x").app("a"));
+    let target = format!("/v1/msgs/{}/orders/v1?group=g", topic.appid);
+    let answer = gateway.subscribe(&Request::post(&target, "must not be stored").app(&topic.appid));
     problem::check(&answer, 405);
     assert!(answer.header("allow").is_some_and(|allow| allow.split(", ").any(|method| method == "GET")));
     let answer = gateway.manage(&Request::post("/v1/status", "x"));
@@ -237,11 +245,12 @@ fn routes_and_methods() {
         "/v2/msgs/orders/v1",
         "/alive2",
     ] {
-        let answer = publish(Request::post(target, "x"));
+        let answer = publish(Request::post(target, "must not be stored"));
         assert_eq!(problem::check(&answer, 404).code, code::NO_ROUTE, "{target}");
     }
     let other_role = publish(Request::get("/v1/status"));
     problem::check(&other_role, 404);
+    assert_nothing_stored(&gateway, &topic);
 }
 
 // === limits ===
@@ -258,13 +267,15 @@ fn limits_are_exact() {
     ok(Topic::new(&"a".repeat(64), &"t".repeat(64), "v9999").publish("", "x"));
 
     ok(padded_to(&topic, 4_096));
-    let answer = gateway.publish(&padded_to(&topic, 4_097));
+    let over = Topic::fresh("over");
+    let answer = gateway.publish(&padded_to(&over, 4_097));
     assert_eq!(problem::check(&answer, 431).code, code::HEAD_TOO_LARGE);
 
-    let at_most = gateway.publish(&target_of(&topic, 2_048));
+    let at_most = gateway.publish(&target_of(&over, 2_048));
     assert_eq!(problem::check(&at_most, 400).code, code::UNKNOWN_PARAMETER, "2,048 bytes of target are read");
-    let over = gateway.publish(&target_of(&topic, 2_049));
-    assert_eq!(problem::check(&over, 414).code, code::TARGET_TOO_LONG);
+    let answer = gateway.publish(&target_of(&over, 2_049));
+    assert_eq!(problem::check(&answer, 414).code, code::TARGET_TOO_LONG);
+    assert_nothing_stored(&gateway, &over);
 }
 
 /// A publish request whose head, from the request line to the empty line, has exactly `len` bytes.
@@ -284,9 +295,20 @@ fn target_of(topic: &Topic, len: usize) -> Request {
 
 // === bodies ===
 
-fn body_cut_short_stores_nothing() {
-    let gateway = Kateway::memory().start();
+fn body_cut_short_on_memory() {
+    body_cut_short(&Kateway::memory().start(), &Topic::fresh("cut"));
+}
+
+fn body_cut_short_on_kafka() {
+    let admin = kafka().admin();
     let topic = Topic::fresh("cut");
+    admin.create_topic(&topic.in_kafka(), 1);
+    let gateway = Kateway::kafka(admin.brokers()).start();
+    body_cut_short(&gateway, &topic);
+    assert_eq!(admin.message_count(&topic.in_kafka()), 1);
+}
+
+fn body_cut_short(gateway: &Kateway, topic: &Topic) {
     let head = format!("POST /v1/msgs/cut/v1 HTTP/1.1\r\nHost: x\r\nAppid: {}\r\n", topic.appid);
     let cut = [
         format!("{head}Content-Length: 100\r\n\r\nonly this"),
@@ -295,20 +317,19 @@ fn body_cut_short_stores_nothing() {
         format!("{head}Transfer-Encoding: chunked\r\n\r\n5\r\nhel"),
         format!("{head}Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n"),
     ];
-    // The management thread opens its descriptors after the ready line; once it answers they are there.
-    gateway.status();
-    let before = gateway.open_fds();
     for bytes in &cut {
         let mut stream = TcpStream::connect(gateway.publish).expect("the gateway accepts");
         stream.write_all(bytes.as_bytes()).expect("a few bytes fit");
         // Once by FIN, so that all of it is read before the end; dropping the stream would do the same here.
         stream.shutdown(Shutdown::Both).expect("the connection is open");
     }
-    wait_until(Duration::from_secs(10), "the cut connections are gone", || gateway.open_fds() <= before);
-    gateway.publish(&topic.publish("partition=0", "whole")).expect(201);
-    let answer = gateway.subscribe(&topic.read("g", "batch=10&wait=1s&linger=200ms")).expect(200);
-    let stored = kateway_tests::frames::decode(&answer.body);
-    assert_eq!(stored.iter().map(|f| &f.payload[..]).collect::<Vec<_>>(), [b"whole"]);
+    wait_until(Duration::from_secs(10), "the cut connections are gone", || {
+        let scrape = gateway.scrape();
+        let (accepted, open) = ("kateway_connections_accepted_total", "kateway_connections");
+        // The scrape's own is open and on no shard.
+        scrape.sum(accepted, &[]) >= 5.0 && scrape.sum(open, &[("shard", "0")]) == 0.0
+    });
+    assert_nothing_stored(gateway, topic);
 }
 
 /// A client that writes its whole body before it reads must still find the refusal, not a reset connection.

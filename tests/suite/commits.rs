@@ -19,6 +19,8 @@ pub const CASES: &[Case] = &[
     Case::new("commits::kafkas_own_tool_sees_the_group", kafkas_own_tool_sees_the_group).kafka(),
     Case::new("commits::undelivered_comes_again", undelivered_comes_again).kafka(),
     Case::new("commits::undelivered_comes_again_on_memory", undelivered_comes_again_on_memory),
+    Case::new("commits::deliveries_are_counted", deliveries_are_counted).kafka(),
+    Case::new("commits::deliveries_are_counted_on_memory", deliveries_are_counted_on_memory),
     Case::new("commits::member_outlives_connections", member_outlives_connections).kafka(),
     Case::new("commits::idle_group_stays_and_then_leaves", idle_group_stays_and_then_leaves).kafka(),
     Case::new("commits::next_gateway_goes_on_at_once", next_gateway_goes_on_at_once).kafka(),
@@ -126,6 +128,47 @@ fn abandon_and_read(gateway: &Kateway, topic: &Topic, count: usize) {
         seen.extend(frames::decode(&answer.body).into_iter().map(|frame| (frame.partition, frame.offset)));
     }
     assert_eq!(seen.len(), count, "what five clients abandoned comes again");
+}
+
+fn deliveries_are_counted() {
+    let admin = kafka().admin();
+    let topic = Topic::fresh("again");
+    admin.create_topic(&topic.in_kafka(), 1);
+    let gateway = Kateway::kafka(admin.brokers()).shards(2).start();
+    wait_until(Duration::from_secs(20), "the group stands in the topic", || {
+        gateway.subscribe(&topic.read("g", "wait=1s")).expect(204);
+        admin.committed(&topic.group_in_kafka("g"), &topic.in_kafka()) == [Some(0)]
+    });
+    abandon_and_count(&gateway, &topic);
+}
+
+fn deliveries_are_counted_on_memory() {
+    abandon_and_count(&Kateway::memory().shards(2).start(), &Topic::fresh("again"));
+}
+
+/// One client abandons an answer; the next ones are told how often they get its messages now, in both formats that can say it.
+fn abandon_and_count(gateway: &Kateway, topic: &Topic) {
+    for n in 0..50 {
+        gateway.publish(&topic.publish("partition=0", large(n))).expect(201);
+    }
+    abandon(gateway, topic);
+    let returned = || gateway.status()["groups"][0]["partitions"][0]["returned"].as_u64().unwrap_or(0);
+    wait_until(Duration::from_secs(10), "the answer is given back", || returned() > 30);
+    let again = returned();
+    let mut connection = gateway.subscriber();
+    let mut call = |query: &str| {
+        let request = topic.read("g", query).header("Accept", "application/x-ndjson");
+        connection.call(&request).unwrap_or_else(|e| panic!("{e}")).expect(200)
+    };
+    let single = call("wait=5s");
+    assert_eq!((single.number("x-offset"), single.number("x-delivery-count")), (0, 2));
+    let lines = frames::decode_lines(&call(&format!("batch={again}&wait=5s&linger=1s")).body);
+    let counts: Vec<_> = lines.iter().map(|line| (line.offset, line.deliveries)).collect();
+    let again = i64::try_from(again).expect("few");
+    let expected: Vec<_> = (1..=again).map(|offset| (offset, if offset < again { 2 } else { 1 })).collect();
+    assert_eq!(counts, expected, "those that come again, then a new one");
+    let single = call("wait=5s");
+    assert_eq!((single.number("x-offset"), single.header("x-delivery-count")), (again + 1, None));
 }
 
 fn member_outlives_connections() {

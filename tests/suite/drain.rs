@@ -2,9 +2,10 @@
 //!
 //! Method: under load of keep-alive connections, one-request connections and long polls, SIGTERM is sent. During the
 //! notice everything is served, each answer saying `Connection: close`, while `/readyz` is 503; then long polls end
-//! with 204, every request that was accepted is answered, and the process ends with 0 within the drain time. The ledger
+//! with 204, every request that was accepted is answered, over HTTP/2 as well, and the process ends with 0 within the drain time. The ledger
 //! must find every durable message. A second SIGTERM ends it at once with 3.
 
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use kateway_tests::kateway::Kateway;
 use kateway_tests::ledger::{Answer, Ledger};
 use kateway_tests::load::{Load, Plan, Tally};
 use kateway_tests::topic::Topic;
-use kateway_tests::{figures, kcat, problem, wait_until};
+use kateway_tests::{figures, folder, kcat, problem, process, wait_until};
 
 use crate::{Case, kafka};
 
@@ -22,6 +23,7 @@ pub const CASES: &[Case] = &[
     Case::new("drain::notice_serves_and_announces", notice_serves_and_announces),
     Case::new("drain::long_polls_end_with_204", long_polls_end_with_204),
     Case::new("drain::request_under_way_is_finished", request_under_way_is_finished),
+    Case::new("drain::streams_under_way_are_answered", streams_under_way_are_answered),
     Case::new("drain::idle_gateway_ends_at_once", idle_gateway_ends_at_once),
     Case::new("drain::sigint_drains_too", sigint_drains_too),
     Case::new("drain::second_sigterm_cuts", second_sigterm_cuts),
@@ -50,7 +52,8 @@ fn nothing_is_cut_under_load() {
     for poll in &mut polls {
         poll.read_response().unwrap_or_else(|e| panic!("a long poll is answered: {e}")).expect(204);
     }
-    let status = gateway.wait_end(Duration::from_secs(22));
+    // `drain.timeout_s`, and not a moment more.
+    let status = gateway.wait_end(Duration::from_secs(20));
     let took = start.elapsed();
     let [keep_alive, one_request] = loads.map(Load::stop);
     figures::note("drain under load: from SIGTERM to exit, notice 2 s", format!("{took:?}"));
@@ -147,6 +150,48 @@ fn request_under_way_is_finished() {
     assert_eq!(gateway.wait_end(Duration::from_secs(5)).code(), Some(0));
 }
 
+/// Over HTTP/2: publishes under way are answered, a long poll ends with 204 on its stream, and the clients are told to go by GOAWAY.
+fn streams_under_way_are_answered() {
+    const STREAMS: u32 = 32;
+    // A publish takes so long that all of them are under way when the signal comes.
+    let mut gateway = Kateway::null().shards(2).set("null.delay_us", 3_000_000).start();
+    let topic = Topic::fresh("streams");
+    let appid = format!("Appid: {}", topic.appid);
+    let body = folder::fresh("h2load", ".body");
+    std::fs::write(&body, "x").expect("the run's folder can be written");
+    let mut publish = Command::new("h2load");
+    publish.args(["-n", &STREAMS.to_string(), "-c", "4", "-m", "8", "-H", &appid, "-d"]).arg(&body);
+    publish.arg(format!("http://{}/v1/msgs/{}/v1", gateway.publish, topic.name));
+    let mut poll = Command::new("nghttp");
+    poll.args(["-v", "-H", &appid]);
+    poll.arg(format!("http://{}/v1/msgs/{}/{}/v1?group=g&wait=30s", gateway.subscribe, topic.appid, topic.name));
+    let running = |mut command: Command| {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        process::spawn(command).expect("the tests need h2load and nghttp (package nghttp2-client)")
+    };
+    let poll = running(poll);
+    wait_until(Duration::from_secs(10), "the long poll waits", || {
+        gateway.status()["groups"].as_array().is_some_and(|groups| groups.iter().any(|group| group["waiting"] == 1))
+    });
+    let publish = running(publish);
+    wait_until(Duration::from_secs(3), "all publishes are under way", || {
+        gateway.scrape().sum("kateway_pub_inflight", &[]) >= f64::from(STREAMS)
+    });
+    let start = Instant::now();
+    gateway.signal(libc::SIGTERM);
+    let [polled, published] = [poll, publish].map(|child| {
+        let output = child.wait_with_output().expect("the tool ends");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    });
+    assert!(polled.contains(":status: 204") && polled.contains("recv GOAWAY frame"), "{polled}");
+    let requests =
+        format!("requests: {STREAMS} total, {STREAMS} started, {STREAMS} done, {STREAMS} succeeded, 0 failed");
+    assert!(published.contains(&requests), "{published}");
+    assert!(published.contains(&format!("status codes: {STREAMS} 2xx, 0 3xx, 0 4xx, 0 5xx")), "{published}");
+    assert_eq!(gateway.wait_end(Duration::from_secs(10)).code(), Some(0));
+    figures::note("drain: 32 streams and a long poll over HTTP/2, SIGTERM to exit", format!("{:?}", start.elapsed()));
+}
+
 fn idle_gateway_ends_at_once() {
     let mut gateway = Kateway::memory().shards(2).start();
     let _idle: Vec<Connection> = (0..20).map(|_| gateway.publisher()).collect();
@@ -196,9 +241,7 @@ fn stuck_client_cannot_hold_it_up() {
     let start = Instant::now();
     let status = gateway.terminate(Duration::from_secs(12));
     let took = start.elapsed();
-    figures::note("drain: two stuck clients, timeout 8 s, SIGTERM to exit", format!("{took:?}, status {status:?}"));
-    assert!(
-        took > Duration::from_secs(1) && took < Duration::from_millis(8_500),
-        "given time, but not for ever: {took:?}"
-    );
+    figures::note("drain: two stuck clients, timeout 8 s, SIGTERM to exit", format!("{took:?}"));
+    assert!(took > Duration::from_secs(1) && took < Duration::from_secs(8), "given time, but not for ever: {took:?}");
+    assert_eq!(status.code(), Some(0));
 }

@@ -2,23 +2,30 @@
 //!
 //! Method: curl publishes and subscribes with `--http2-prior-knowledge`, once each and then with refusals, so that the
 //! meaning is seen to be the same as over HTTP/1.1. h2load then opens several connections with several streams each;
-//! every request must be answered 2xx, and all must be stored.
+//! every request must be answered 2xx, and all must be stored. Heads over a limit get their exact answer, and bodies that are cut,
+//! which are sent as raw frames, store nothing.
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
-use kateway_tests::folder;
+use kateway_tests::client::Connection;
 use kateway_tests::kateway::Kateway;
-use kateway_tests::process;
 use kateway_tests::topic::Topic;
+use kateway_tests::{folder, process, wait_until};
 
+use crate::bad_input::assert_nothing_stored;
 use crate::{Case, kafka};
 
 pub const CASES: &[Case] = &[
     Case::new("http2::curl_publishes_and_reads", curl_publishes_and_reads),
     Case::new("http2::refusals_are_the_same", refusals_are_the_same),
+    Case::new("http2::heads_over_a_limit", heads_over_a_limit),
+    Case::new("http2::body_cut_short_stores_nothing", body_cut_short_stores_nothing),
     Case::new("http2::many_streams_on_kafka", many_streams_on_kafka).kafka(),
 ];
+
+const SOON: Duration = Duration::from_secs(10);
 
 /// Runs curl with `args`, the body on stdin; the status follows the answer's body on a line of its own.
 fn curl(args: &[&str], body: &[u8]) -> (u16, Vec<u8>, String) {
@@ -89,6 +96,97 @@ fn refusals_are_the_same() {
         assert!(head.contains("content-type: application/problem+json"), "{head}");
         let problem: serde_json::Value = serde_json::from_slice(&answer).expect("a problem document");
         assert_eq!(problem["code"], code);
+    }
+}
+
+fn heads_over_a_limit() {
+    let gateway = Kateway::memory().start();
+    let topic = Topic::fresh("two");
+    let publish = |query: &str, field: &str| {
+        let url = format!("http://{}/v1/msgs/{}/v1{query}", gateway.publish, topic.name);
+        let appid = format!("Appid: {}", topic.appid);
+        let (status, answer, head) =
+            curl(&["--data-binary", "@-", "-H", &appid, "-H", field, "-H", "Expect:", &url], b"must not be stored");
+        assert!(head.contains("content-type: application/problem+json"), "{head}");
+        let problem: serde_json::Value = serde_json::from_slice(&answer).expect("a problem document");
+        (status, problem["code"].as_u64().expect("a number"))
+    };
+    let target = |len: usize| {
+        let start = format!("/v1/msgs/{}/v1?unknown=", topic.name).len();
+        format!("?unknown={}", "p".repeat(len - start))
+    };
+    assert_eq!(publish(&target(2_048), "X-Pad: p"), (400, 40003), "2,048 bytes of target are read");
+    assert_eq!(publish(&target(2_049), "X-Pad: p"), (414, 41400));
+    // How long the head is over HTTP/1.1 depends on what curl adds: a little under the limit, and over it.
+    assert_eq!(publish("?unknown=1", &format!("X-Pad: {}", "p".repeat(3_500))), (400, 40003));
+    assert_eq!(publish("?unknown=1", &format!("X-Pad: {}", "p".repeat(4_096))), (431, 43100));
+    assert_nothing_stored(&gateway, &topic);
+}
+
+/// The stream or the connection ends before the body does.
+fn body_cut_short_stores_nothing() {
+    let gateway = Kateway::memory().start();
+    let topic = Topic::fresh("two");
+    let data = frame(DATA, 0, b"only this");
+    let cuts = [
+        ("connection closed, length announced", Some("100"), data.clone()),
+        ("connection closed, no length", None, data.clone()),
+        ("connection closed before the body", Some("100"), Vec::new()),
+        ("stream reset", Some("100"), [data.clone(), frame(RST_STREAM, 0, &CANCEL)].concat()),
+        ("stream reset, no length", None, [data, frame(RST_STREAM, 0, &CANCEL)].concat()),
+        ("ended before its length", Some("100"), frame(DATA, END_STREAM, b"only this")),
+        ("longer than its length", Some("4"), frame(DATA, END_STREAM, b"only this")),
+    ];
+    let open = || gateway.scrape().sum("kateway_connections", &[("shard", "0")]);
+    for (what, length, rest) in cuts {
+        let mut connection = gateway.publisher();
+        connection.send(&[PREFACE, &SETTINGS, &head(&topic, length), &rest].concat()).expect("sent");
+        wait_until(SOON, format!("{what}: the connection is served"), || open() >= 1.0);
+        // The gateway's own settings and their acknowledgement: what was sent before is read by then.
+        connection.send(&PING).expect("sent");
+        wait_for_pong(&mut connection);
+        drop(connection);
+        wait_until(SOON, format!("{what}: the connection is gone"), || open() == 0.0);
+    }
+    assert_nothing_stored(&gateway, &topic);
+}
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Empty: the defaults.
+const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+const PING: [u8; 17] = [0, 0, 8, 6, 0, 0, 0, 0, 0, b'k', b'a', b't', b'e', b'w', b'a', b'y', b'?'];
+const DATA: u8 = 0;
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+const CANCEL: [u8; 4] = [0, 0, 0, 8];
+
+/// A frame of stream 1.
+fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(payload.len()).expect("a few bytes").to_be_bytes();
+    [&len[1..], &[kind, flags, 0, 0, 0, 1], payload].concat()
+}
+
+/// The head of a publish, each field written out (RFC 7541, 6.2.2, new name).
+fn head(topic: &Topic, length: Option<&str>) -> Vec<u8> {
+    let path = format!("/v1/msgs/{}/v1?partition=0", topic.name);
+    let mut fields = vec![(":method", "POST"), (":scheme", "http"), (":authority", "kateway"), (":path", &path)];
+    fields.extend([("appid", topic.appid.as_str())].into_iter().chain(length.map(|length| ("content-length", length))));
+    let text = |text: &str| [&[u8::try_from(text.len()).expect("short")], text.as_bytes()].concat();
+    let block: Vec<u8> = fields.iter().flat_map(|(name, value)| [vec![0], text(name), text(value)].concat()).collect();
+    frame(HEADERS, END_HEADERS, &block)
+}
+
+/// Reads frames until the answer to [`PING`].
+fn wait_for_pong(connection: &mut Connection) {
+    loop {
+        let head = connection.read_raw(9).unwrap_or_else(|e| panic!("{e}"));
+        let len = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
+        connection.read_raw(len).unwrap_or_else(|e| panic!("{e}"));
+        if (head[3], head[4]) == (PING[3], 1) {
+            return;
+        }
     }
 }
 

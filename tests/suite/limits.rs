@@ -18,6 +18,7 @@ pub const CASES: &[Case] = &[
     Case::new("limits::publishes_in_flight", publishes_in_flight),
     Case::new("limits::readers_of_a_group", readers_of_a_group),
     Case::new("limits::groups", groups),
+    Case::new("limits::groups_of_each_shard", groups_of_each_shard),
     Case::new("limits::slow_head_and_slow_body", slow_head_and_slow_body),
     Case::new("limits::idle_connections_are_closed", idle_connections_are_closed),
     Case::new("limits::message_size_is_configurable", message_size_is_configurable),
@@ -117,6 +118,22 @@ fn groups() {
     wait_until(Duration::from_secs(10), "idle groups are left and there is room", || {
         gateway.subscribe(&topic.read("d", "wait=0s")).status != 429
     });
+}
+
+/// Each shard takes its part, whichever comes first.
+fn groups_of_each_shard() {
+    let gateway = Kateway::memory().shards(2).set("sub.groups_max", 4).start();
+    let topic = Topic::fresh("limited");
+    gateway.publish(&topic.publish("", "x")).expect(201);
+    let answers = (0..24).map(|n| gateway.subscribe(&topic.read(&format!("g{n}"), "wait=2s")));
+    let (served, refused): (Vec<_>, Vec<_>) = answers.partition(|answer| answer.status == 200);
+    for answer in &refused {
+        assert_eq!(problem::check(answer, 429).code, 42902);
+    }
+    assert_eq!((served.len(), refused.len()), (4, 20));
+    for shard in ["0", "1"] {
+        assert_eq!(gateway.scrape().sum("kateway_sub_groups", &[("shard", shard)]), 2.0, "shard {shard}");
+    }
 }
 
 fn slow_head_and_slow_body() {

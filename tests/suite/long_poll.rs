@@ -2,15 +2,15 @@
 //! client goes.
 //!
 //! Method: the wait is measured on both stores; a message published in the middle must arrive at once (the time is
-//! printed). Then a thousand rounds of clients that begin to wait and go away, by FIN and by RST: file descriptors,
-//! waiting reads and leases must return to what they were, and messages published afterwards must all go to a client
-//! that is there.
+//! printed). Then a thousand clients begin to wait and go away, by FIN and by RST, and a thousand more go in the middle of an answer that
+//! leases every message to them: file descriptors, memory, waiting reads and leases must return to what they were, and all
+//! messages must go to a client that is there.
 
 use std::time::{Duration, Instant};
 
 use kateway_tests::kateway::Kateway;
 use kateway_tests::topic::Topic;
-use kateway_tests::{figures, wait_until};
+use kateway_tests::{figures, frames, wait_until};
 
 use crate::{Case, kafka};
 
@@ -97,11 +97,13 @@ fn waiting(gateway: &Kateway) -> u64 {
     sum_of_groups(gateway, |group| group["waiting"].as_u64())
 }
 
-/// Messages handed out and not settled, over all groups.
-fn leased(gateway: &Kateway) -> u64 {
-    sum_of_groups(gateway, |group| {
-        let partitions = group["partitions"].as_array()?;
-        partitions.iter().map(|partition| partition["leased"].as_u64()).sum()
+/// Messages that were handed out and are not acknowledged, over all groups: those under a lease, and those to be delivered again.
+fn leases(gateway: &Kateway) -> [u64; 2] {
+    ["leased", "returned"].map(|state| {
+        sum_of_groups(gateway, |group| {
+            let partitions = group["partitions"].as_array()?;
+            partitions.iter().map(|partition| partition[state].as_u64()).sum()
+        })
     })
 }
 
@@ -122,11 +124,34 @@ fn thousand_departures_on_kafka() {
     thousand_departures("kafka", &gateway, &topic);
 }
 
+/// More bytes than the socket buffers between the gateway and a client take: an answer the kernel took whole would count as delivered.
+const LARGE_BYTES: usize = 200_000;
+const LARGE: u64 = 42;
+
 fn thousand_departures(store: &str, gateway: &Kateway, topic: &Topic) {
-    depart(gateway, topic, 50);
+    leave_waiting(gateway, topic, 50);
+    measure(&format!("{store}, waiting"), gateway, || leave_waiting(gateway, topic, 1_000));
+    assert_eq!(leases(gateway), [0, 0]);
+    nobody_gone_gets_anything(gateway, topic);
+
+    for _ in 0..LARGE {
+        gateway.publish(&topic.publish("", vec![b'.'; LARGE_BYTES])).expect(201);
+    }
+    leave_reading(gateway, topic, 20);
+    measure(&format!("{store}, reading"), gateway, || leave_reading(gateway, topic, 1_000));
+    assert_eq!(leases(gateway), [0, LARGE], "all of it waits to be delivered again");
+    let mut reader = gateway.subscriber();
+    let answer = reader.call(&topic.read("g", &format!("batch={LARGE}&wait=10s"))).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(frames::decode(&answer.expect(200).body).len() as u64, LARGE);
+    wait_until(Duration::from_secs(10), "all of it is delivered", || leases(gateway) == [0, 0]);
+    nobody_gone_gets_anything(gateway, topic);
+}
+
+/// What a thousand departures leave behind, which is nothing.
+fn measure(what: &str, gateway: &Kateway, depart: impl FnOnce()) {
     let (fds, kib) = (gateway.open_fds(), gateway.resident_kib());
     let start = Instant::now();
-    depart(gateway, topic, 1_000);
+    depart();
     let took = start.elapsed();
     let mut now = 0;
     wait_until(Duration::from_secs(10), format!("descriptors return to {fds}"), || {
@@ -134,19 +159,30 @@ fn thousand_departures(store: &str, gateway: &Kateway, topic: &Topic) {
         now <= fds
     });
     wait_until(Duration::from_secs(10), "no read waits and nothing is leased", || {
-        waiting(gateway) == 0 && leased(gateway) == 0
+        waiting(gateway) == 0 && leases(gateway)[0] == 0
     });
     let grown = gateway.resident_kib().saturating_sub(kib);
     figures::note(
-        format!("long poll, {store}: 1,000 departures"),
+        format!("long poll, {what}: 1,000 departures"),
         format!("{took:?}; descriptors {fds} -> {now}; memory {kib} KiB + {grown} KiB"),
     );
     assert!(grown < 16 * 1024, "memory grew by {grown} KiB over a thousand departures");
-    nobody_gone_gets_anything(gateway, topic);
+}
+
+/// Clients that get the beginning of an answer with all messages in it, and leave by RST. Each round has to wait for the leases of the
+/// one before to come back.
+fn leave_reading(gateway: &Kateway, topic: &Topic, count: usize) {
+    for _ in 0..count {
+        let mut client = gateway.subscriber();
+        client.send(&topic.read("g", &format!("batch={LARGE}&wait=20s&linger=1s")).bytes()).expect("sent");
+        client.read_raw(100).expect("the answer begins");
+        client.reset();
+    }
+    wait_until(Duration::from_secs(10), "all of it is given back", || leases(gateway) == [0, LARGE]);
 }
 
 /// Clients that wait and leave, ten at a time; odd ones by FIN, even ones by RST.
-fn depart(gateway: &Kateway, topic: &Topic, count: usize) {
+fn leave_waiting(gateway: &Kateway, topic: &Topic, count: usize) {
     for _ in 0..count / 10 {
         let mut clients: Vec<_> = (0..10).map(|_| gateway.subscriber()).collect();
         for client in &mut clients {

@@ -47,6 +47,7 @@ mod publish_modes;
 mod rebalances;
 mod roundtrip;
 mod shards;
+mod sockets;
 mod start;
 mod status;
 mod stores;
@@ -111,6 +112,7 @@ const ALL: &[&[Case]] = &[
     rebalances::CASES,
     roundtrip::CASES,
     shards::CASES,
+    sockets::CASES,
     start::CASES,
     status::CASES,
     stores::CASES,

@@ -1,22 +1,31 @@
 //! `/metrics` is valid Prometheus text, counts what was done, and its labels do not grow with what clients write.
 //!
-//! Method: a strict parser (`harness/exposition.rs`) reads the whole scrape; known work must appear in it; then
-//! hundreds of made-up topics, paths, groups and methods are asked for, and the set of series and label values must not
-//! have taken in a single one.
+//! Method: a strict parser (`harness/exposition.rs`) reads the whole scrape; known work and a known lag must appear in it; then
+//! hundreds of made-up topics, paths and methods are asked for, and the set of series and label values must not have taken in
+//! a single one. A group is made by whoever reads a topic that exists, and is a label of its lag: of these there are so many at
+//! most, and what is over it is one series.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use kateway_tests::client::Request;
 use kateway_tests::kateway::Kateway;
 use kateway_tests::topic::Topic;
+use kateway_tests::{figures, frames, wait_until};
 
 use crate::{Case, kafka};
 
 pub const CASES: &[Case] = &[
     Case::new("metrics::valid_and_complete", valid_and_complete),
     Case::new("metrics::counts_what_was_done", counts_what_was_done).kafka(),
+    Case::new("metrics::lag_is_what_is_left_to_read", lag_is_what_is_left_to_read).kafka(),
+    Case::new("metrics::shards_are_busy_when_they_work", shards_are_busy_when_they_work),
     Case::new("metrics::labels_do_not_grow", labels_do_not_grow),
+    Case::new("metrics::groups_are_labels_up_to_a_bound", groups_are_labels_up_to_a_bound),
 ];
+
+const SOON: Duration = Duration::from_secs(10);
 
 fn valid_and_complete() {
     let gateway = Kateway::memory().shards(2).start();
@@ -94,6 +103,94 @@ fn counts_what_was_done() {
     assert_eq!(shards, HashSet::from(["0", "1"]));
 }
 
+fn lag_is_what_is_left_to_read() {
+    let admin = kafka().admin();
+    let topic = Topic::fresh("lagging");
+    admin.create_topic(&topic.in_kafka(), 2);
+    let gateway = Kateway::kafka(admin.brokers()).shards(2).start();
+    let (name, group) = (topic.in_kafka(), topic.group_in_kafka("g"));
+    let lag = || gateway.scrape().sum("kateway_sub_lag_messages", &[("topic", &name), ("group", &group)]);
+    let mut reader = gateway.subscriber();
+    let mut read = |batch: usize| {
+        let answer = reader.call(&topic.read("g", &format!("batch={batch}&wait=20s&linger=1s")));
+        assert_eq!(frames::decode(&answer.unwrap_or_else(|e| panic!("{e}")).expect(200).body).len(), batch);
+    };
+    for (written, batch, left) in [(30, 10, 20.0), (0, 15, 5.0), (10, 15, 0.0)] {
+        admin.produce(&name, 2, (0..written).map(|n| format!("{n}").into_bytes()));
+        read(batch);
+        wait_until(Duration::from_secs(10), format!("{left} messages are left"), || lag() == left);
+    }
+}
+
+/// A shard's busy time grows with its work, no faster than time itself, and hardly while it has none.
+fn shards_are_busy_when_they_work() {
+    let gateway = Kateway::null().start();
+    let topic = Topic::fresh("busy");
+    let busy_s = || gateway.scrape().sum("kateway_shard_busy_microseconds_total", &[]) / 1e6;
+    let share_while = |work: &dyn Fn()| {
+        let (before, start) = (busy_s(), Instant::now());
+        work();
+        // The figure is taken ten times a second.
+        let figures = |wanted: f64| wait_until(SOON, "the shard has ticked", || ticks(&gateway) >= wanted);
+        figures(ticks(&gateway) + 100.0);
+        (busy_s() - before) / start.elapsed().as_secs_f64()
+    };
+    let working = share_while(&|| {
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let mut connection = gateway.publisher();
+                    for _ in 0..2_000 {
+                        connection.call(&topic.publish("", "x")).unwrap_or_else(|e| panic!("{e}")).expect(201);
+                    }
+                });
+            }
+        });
+    });
+    let idle = share_while(&|| ());
+    figures::note("metrics: busy share of a shard", format!("{working:.3} with four publishers, {idle:.3} without"));
+    assert!(working > 2.0 * idle && working < 1.1, "{working} and {idle}");
+}
+
+fn ticks(gateway: &Kateway) -> f64 {
+    gateway.scrape().sum("kateway_shard_ticks_total", &[])
+}
+
+fn groups_are_labels_up_to_a_bound() {
+    const SERIES_MAX: usize = 200;
+    const GROUPS: usize = SERIES_MAX + 20;
+    let gateway = Kateway::memory().shards(2).start();
+    let topic = Topic::fresh("labels");
+    for n in 0..3 {
+        gateway.publish(&topic.publish("key=k", format!("{n}"))).expect(201);
+    }
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let mut connection = gateway.subscriber();
+                let mut read = |group: usize| connection.call(&topic.read(&format!("made-up-{group}"), "wait=20s"));
+                while let group @ 0..GROUPS = next.fetch_add(1, Ordering::Relaxed) {
+                    read(group).unwrap_or_else(|e| panic!("{e}")).expect(200);
+                }
+            });
+        }
+    });
+    let lag = "kateway_sub_lag_messages";
+    wait_until(SOON, "each group has two of three messages left", || {
+        gateway.scrape().sum(lag, &[]) == 2.0 * as_f64(GROUPS)
+    });
+    let scrape = gateway.scrape();
+    assert_eq!(scrape.samples.iter().filter(|sample| sample.name == lag).count(), SERIES_MAX + 1);
+    let rest = scrape.sum(lag, &[("group", "other"), ("topic", "other")]);
+    assert_eq!(rest, 2.0 * as_f64(GROUPS - SERIES_MAX));
+}
+
+#[allow(clippy::cast_precision_loss)] // a few hundred
+fn as_f64(count: usize) -> f64 {
+    count as f64
+}
+
 fn labels_do_not_grow() {
     let gateway = Kateway::memory().start();
     let topic = Topic::fresh("labels");
@@ -109,7 +206,7 @@ fn labels_do_not_grow() {
     assert!(leaked.is_empty(), "{leaked:?}");
 }
 
-/// Everything a client can make up, refused.
+/// Everything a client can make up that is refused.
 fn probe(gateway: &Kateway, count: usize) {
     for n in 0..count {
         gateway.publish(&Request::post(&format!("/made-up-{n}/x"), "x")).expect(404);

@@ -7,7 +7,7 @@
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use kateway_tests::client::{Connection, Request};
+use kateway_tests::client::Request;
 use kateway_tests::kateway::Kateway;
 use kateway_tests::topic::Topic;
 use kateway_tests::{figures, folder, hinder, problem, process, wait_for, wait_until};
@@ -24,8 +24,8 @@ const SOON: Duration = Duration::from_secs(10);
 fn silent_one_is_named() {
     let gateway = Kateway::null().shards(2).alarms_expected().start();
     let topic = Topic::fresh("silent");
-    let mut connection = connection_of_shard_1(&gateway, || gateway.publisher());
-    let mut reader = connection_of_shard_1(&gateway, || gateway.subscriber());
+    let mut connection = gateway.connection_of_shard(1, gateway.publish);
+    let mut reader = gateway.connection_of_shard(1, gateway.subscribe);
     gateway.publish(&topic.publish("", "x")).expect(201);
     let stalls = |shard: &str| gateway.scrape().sum("kateway_shard_stalls_total", &[("shard", shard)]);
     let before = stalls("0");
@@ -71,20 +71,6 @@ fn silent_one_is_named() {
     for _ in 0..10 {
         gateway.publish(&topic.publish("", "x")).expect(201);
     }
-}
-
-/// The kernel spreads connections; one that shard 1 counts is kept.
-fn connection_of_shard_1(gateway: &Kateway, open: impl Fn() -> Connection) -> Connection {
-    let count = || {
-        let status = gateway.status();
-        status["shards"][1]["counters"]["kateway_connections"].as_u64().expect("a gauge")
-    };
-    wait_for(SOON, "shard 1 has a connection", || {
-        let before = count();
-        let mut connection = open();
-        connection.call(&Request::get("/alive")).unwrap_or_else(|e| panic!("{e}")).expect(200);
-        (count() > before).then_some(connection)
-    })
 }
 
 fn panic_ends_its_request_alone() {

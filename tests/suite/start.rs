@@ -6,7 +6,7 @@
 //! ready line, and each core and the management listener must answer.
 //!
 //! What cannot run says so in one sentence, at once, and serves nothing: io_uring is forbidden by a seccomp filter as container
-//! runtimes install it, locked memory by its limit.
+//! runtimes install it, locked memory by its limit. `doctor` finds the same beforehand, and a limit on open files that is too low to serve.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -20,6 +20,7 @@ pub const CASES: &[Case] = &[
     Case::new("start::many_cores_with_a_short_timer", many_cores_with_a_short_timer).alone(),
     Case::new("start::refused_without_io_uring", refused_without_io_uring),
     Case::new("start::refused_with_too_little_locked_memory", refused_with_too_little_locked_memory),
+    Case::new("start::doctor_finds_too_few_open_files", doctor_finds_too_few_open_files),
 ];
 
 const STARTS: usize = 100;
@@ -73,6 +74,24 @@ fn refused_with_too_little_locked_memory() {
     let (status, out, _) = run_hindered(&["doctor", "--store", "null"], limit);
     assert_eq!(status, UNFIT, "{out}");
     assert!(out.lines().any(|line| line.starts_with("FAIL  locked memory")), "{out}");
+}
+
+fn doctor_finds_too_few_open_files() {
+    let doctor = |count: u64| {
+        let args = ["doctor", "--store", "null", "--shards", "1", "--set", "http.connections_max=1000"];
+        let (status, out, _) = run_hindered(&args, |command| hinder::limit_open_files(command, count));
+        let line = out.lines().find(|line| line.contains("open files")).unwrap_or_else(|| panic!("{out}")).to_owned();
+        (status, line)
+    };
+    let (status, line) = doctor(200);
+    assert!(
+        status == UNFIT && line.starts_with("FAIL") && line.contains("200") && line.contains("ulimit -n"),
+        "{line}"
+    );
+    let (_, line) = doctor(1_000);
+    assert!(line.starts_with("WARN") && line.contains("http.connections_max"), "{line}");
+    let (_, line) = doctor(4_000);
+    assert!(line.starts_with("OK"), "{line}");
 }
 
 fn is_one_sentence(err: &str, words: &[&str]) {

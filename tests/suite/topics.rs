@@ -2,7 +2,7 @@
 //!
 //! Method: on the real cluster, with topics changed by the admin client behind the gateway's back. What was written to a partition
 //! before the gateway could know of it must be read all the same; the gateway is stopped (SIGSTOP) meanwhile, so that "before" is
-//! certain. A topic that is gone is refused as unknown, and its successor begins at offset 0 for writers and readers, whatever a
+//! certain. A topic that is gone is refused as unknown (or made, where that is configured), and its successor begins at offset 0 for writers and readers, whatever a
 //! group had committed of the old one. Of two names that differ in `.` and `_` alone, the second is refused and not made. With all
 //! brokers stopped the producer's queue fills to its bound exactly; what is refused then is counted, and a ledger proves it is not in
 //! the topic.
@@ -25,10 +25,13 @@ pub const CASES: &[Case] = &[
     Case::new("topics::new_partition_is_published_to_at_once", new_partition_is_published_to_at_once).kafka(),
     Case::new("topics::partitions_grow_while_nobody_reads", partitions_grow_while_nobody_reads).kafka(),
     Case::new("topics::new_partition_refuses_no_other", new_partition_refuses_no_other).kafka(),
+    Case::new("topics::cores_that_disagree_list_once", cores_that_disagree_list_once).kafka(),
     Case::new("topics::recreated_topic", recreated_topic).kafka(),
     Case::new("topics::recreated_topic_for_newest", recreated_topic_for_newest).kafka(),
     Case::new("topics::recreated_topic_for_idle_member", recreated_topic_for_idle_member).kafka(),
+    Case::new("topics::recreated_topic_takes_no_late_commit", recreated_topic_takes_no_late_commit).kafka(),
     Case::new("topics::recreated_topic_keeps_old_commits", recreated_topic_keeps_old_commits).kafka(),
+    Case::new("topics::deleted_topic_is_made_again", deleted_topic_is_made_again).kafka(),
     Case::new("topics::names_that_collide", names_that_collide).kafka(),
     Case::new("topics::full_producer_queue", full_producer_queue).kafka().alone(),
 ];
@@ -127,7 +130,10 @@ fn new_partition_refuses_no_other() {
     let topic = Topic::fresh("grown");
     admin.create_topic(&topic.in_kafka(), 2);
     let gateway = Kateway::kafka(&kafka().bootstrap()).start();
-    gateway.publish(&topic.publish("ack=local&partition=0", "first")).expect(201);
+    // A connection to another broker would have the producer ask for everything anew: there is none to come.
+    for partition in [0, 1] {
+        gateway.publish(&topic.publish(&format!("ack=local&partition={partition}"), "first")).expect(201);
+    }
     admin.create_partitions(&topic.in_kafka(), 5);
     // The snapshot has it from here on.
     publish_until_stored(3, || gateway.publish(&topic.publish("partition=3", folder::unique("message"))));
@@ -160,6 +166,41 @@ fn new_partition_refuses_no_other() {
         }
     });
     assert!(refused.load(Ordering::Relaxed) > 0, "the producer was asked before it knew");
+}
+
+/// A group's home has seen its topic grow, another core that reads for it has not: each lists the topics once, and not with every read.
+fn cores_that_disagree_list_once() {
+    const READS: usize = 30;
+    let admin = kafka().admin();
+    let topic = Topic::fresh("grown");
+    admin.create_topic(&topic.in_kafka(), 2);
+    // By itself neither of them looks again.
+    let gateway = Kateway::kafka(&kafka().bootstrap()).shards(2).set("kafka.metadata_interval_s", 3_600).start();
+    let mut publishers = [0, 1].map(|shard| gateway.connection_of_shard(shard, gateway.publish));
+    let mut readers = [0, 1].map(|shard| gateway.connection_of_shard(shard, gateway.subscribe));
+    let mut read = |shard: usize| {
+        let request = topic.read("g", "wait=0s&reset=newest");
+        readers[shard].call(&request).unwrap_or_else(|e| panic!("{e}")).status
+    };
+    wait_until(SOON, "both cores know the topic, and the group has joined", || [0, 1].map(&mut read) == [204, 204]);
+    let home = gateway.status()["groups"][0]["shard"].as_u64().and_then(|n| usize::try_from(n).ok()).expect("a group");
+    let refreshes =
+        |shard: usize| gateway.scrape().sum("kateway_topic_refreshes_total", &[("shard", &shard.to_string())]);
+
+    admin.create_partitions(&topic.in_kafka(), 5);
+    let stale = [0, 1].map(refreshes)[1 - home];
+    publish_until_stored(4, || {
+        let request = topic.publish("partition=4", folder::unique("message"));
+        publishers[home].call(&request).unwrap_or_else(|e| panic!("{e}"))
+    });
+    assert_eq!(refreshes(1 - home), stale, "one core has learnt it");
+    let before = [0, 1].map(refreshes);
+    for _ in 0..READS {
+        assert!([200, 204].contains(&read(1 - home)));
+    }
+    wait_until(SOON, "the other has learnt it by reading", || refreshes(1 - home) > stale);
+    let now = [0, 1].map(refreshes);
+    assert!((0..2).all(|shard| now[shard] - before[shard] <= 2.0), "{READS} reads later: {before:?} -> {now:?}");
 }
 
 /// Publishes to a partition that is new until it is stored there; gives the codes it was refused with before.
@@ -330,7 +371,8 @@ fn recreated_topic_for_idle_member() {
     let topic = Topic::fresh("again");
     let group = topic.group_in_kafka("g");
     admin.create_topic(&topic.in_kafka(), 1);
-    let mut first = attentive().start();
+    // Long enough for all that is done to the topic once it is killed.
+    let mut first = attentive().set("kafka.session_timeout_ms", 10_000).start();
     wait_until(SOON, "the first member has the partition", || {
         first.subscribe(&topic.read("g", QUERY));
         admin.committed(&group, &topic.in_kafka()) == [Some(0)]
@@ -356,8 +398,32 @@ fn recreated_topic_for_idle_member() {
     admin.delete_topic(&topic.in_kafka());
     admin.create_topic(&topic.in_kafka(), 1);
     admin.produce(&topic.in_kafka(), 1, (0..NEW).map(|n| format!("new {n}").into_bytes()));
+    assert!(partitions_of_group(&second, &topic).is_empty(), "it has had no partition before all of this was there");
     read_in_order(&second, &topic, "reset=newest", "new", 0..NEW);
     wait_committed(&topic, "g", NEW);
+}
+
+/// The topic goes with something read of it and not committed, and is made again while the gateway gives its partition up. That must not
+/// be committed in the new topic, which is longer than the old one was by the time it is read. librdkafka sees to it by calling the
+/// assignment lost.
+fn recreated_topic_takes_no_late_commit() {
+    let admin = kafka().admin();
+    let topic = Topic::fresh("again");
+    let committed = || admin.committed(&topic.group_in_kafka("g"), &topic.in_kafka());
+    admin.create_topic(&topic.in_kafka(), 1);
+    let gateway = attentive().set("sub.commit_interval_ms", 60_000).start();
+    wait_until(SOON, "the group's start is committed", || {
+        read(&gateway, &topic, "batch=1000&wait=1s").is_empty() && committed() == [Some(0)]
+    });
+    publish_in_order(&gateway, &topic, "old", 0..OLD);
+    read_in_order(&gateway, &topic, "reset=oldest", "old", 0..OLD);
+    assert_eq!(committed(), [Some(0)], "the rest is due in a minute");
+
+    admin.delete_topic(&topic.in_kafka());
+    wait_until(SOON, "the partition is being given up", || partitions_of_group(&gateway, &topic).is_empty());
+    admin.create_topic(&topic.in_kafka(), 1);
+    admin.produce(&topic.in_kafka(), 1, (0..2 * OLD).map(|n| format!("new {n}").into_bytes()));
+    read_in_order(&gateway, &topic, "reset=oldest", "new", 0..2 * OLD);
 }
 
 /// The group was not read when the topic went, and stands beyond the new one's end.
@@ -409,6 +475,39 @@ fn wait_committed(topic: &Topic, group: &str, offset: i64) {
     wait_until(SOON, format!("{group} has committed {offset}"), || {
         admin.committed(&topic.group_in_kafka(group), &topic.in_kafka()) == [Some(offset)]
     });
+}
+
+/// Where topics are made when they are missing, one that somebody deleted is made again by the next who publishes.
+fn deleted_topic_is_made_again() {
+    const IN_A_ROW: usize = 20;
+    let admin = kafka().admin();
+    let topic = Topic::fresh("again");
+    let settings = [("topics.auto_create", "true"), ("topics.partitions", "2"), ("topics.replicas", "3")];
+    let builder = Kateway::kafka(&kafka().bootstrap()).shards(2).set("kafka.metadata_interval_s", 3_600);
+    let gateway = settings.iter().fold(builder, |builder, (key, value)| builder.set(key, value)).start();
+    let mut connections = [0, 1].map(|shard| gateway.connection_of_shard(shard, gateway.publish));
+    let mut publish = |n: usize| {
+        let request = topic.publish(["", "ack=local"][n / 2 % 2], folder::unique("message"));
+        connections[n % 2].call(&request).unwrap_or_else(|e| panic!("{e}"))
+    };
+    let mut refused = Vec::new();
+    let mut publish_in_a_row = |what: &str| {
+        wait_until(SOON, format!("both cores publish to the topic {what}"), || {
+            let stored = (0..IN_A_ROW).map(&mut publish).take_while(|answer| {
+                if answer.status != 201 {
+                    // Not there yet for one of them, which passes: nobody is told that there is no such topic.
+                    refused.push(problem::check(answer, 503).code);
+                }
+                answer.status == 201
+            });
+            stored.count() == IN_A_ROW
+        });
+    };
+    publish_in_a_row("that was missing");
+    admin.delete_topic(&topic.in_kafka());
+    publish_in_a_row("that was deleted");
+    figures::note("topics, deleted and made by publishing: codes meanwhile", format!("{refused:?}"));
+    assert_eq!(admin.partitions(&topic.in_kafka()), Some(2));
 }
 
 // === names ===

@@ -218,6 +218,12 @@ impl Client {
         unsafe { rd::rd_kafka_purge(self.raw(), flags) };
     }
 
+    /// Wakes the brokers' threads, which send what has lingered for `linger.ms`. Does not wait: a flush without time (src).
+    pub fn nudge(&self) {
+        // SAFETY: live client.
+        unsafe { rd::rd_kafka_flush(self.raw(), 0) };
+    }
+
     /// Payloads that must outlive the client. Only the first call counts; there is one [`Outbox`] per client.
     fn lend(&self, payloads: Vec<Bytes>) {
         let first = self.lent.set(payloads).is_ok();

@@ -140,7 +140,7 @@ impl Publish {
                     data.topics.forget(&topic);
                     let deadline = ctx.config.borrow().publish.deadline;
                     topic = in_time(ctx.find_topic(&topic.name, true), deadline).await?;
-                    record = again;
+                    (record, late) = (again, Some(deadline));
                 }
                 // It is there, but not for this producer yet.
                 (Err(ProduceError::UnknownTopic), None) if makes_topics => {

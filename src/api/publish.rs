@@ -127,19 +127,19 @@ impl Publish {
         if bytes == 0 {
             return Err(Problem::new(&codes::EMPTY_MESSAGE, "a message has at least one byte"));
         }
-        let (mut topic, late) = self.topic(ctx).await?;
+        let (mut topic, mut late) = self.topic(ctx).await?;
         let mut record = std::mem::take(&mut self.record);
         let is_chosen_by_store = record.partition.is_none();
         // Where a missing topic is made, one that turns out to be gone is made as well, once.
         let makes_topics = ctx.config.borrow().topics.auto_create;
-        let mut spare = makes_topics.then(|| record.clone());
+        let mut spare = makes_topics.then(|| (record.clone(), Instant::now() + ctx.config.borrow().publish.deadline));
         let answer = loop {
             let answer = self.hand_over(data, &topic, record, stamp, late, timing).await;
             match (answer, spare.take()) {
-                (Err(ProduceError::UnknownTopic), Some(again)) => {
+                (Err(ProduceError::UnknownTopic), Some((again, deadline))) => {
                     data.topics.forget(&topic);
-                    let deadline = ctx.config.borrow().publish.deadline;
-                    topic = in_time(ctx.find_topic(&topic.name, true), deadline).await?;
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    topic = in_time(ctx.find_topic(&topic.name, true), left).await?;
                     (record, late) = (again, Some(deadline));
                 }
                 // It is there, but not for this producer yet.

@@ -50,15 +50,15 @@ impl Nudge {
 
     /// Resolves when a nudge is due. Awaited by one task; dropped, it is still due.
     pub async fn due(&self) {
-        let due = poll_fn(|cx| match self.due.get() {
-            Some(due) => Poll::Ready(due),
-            None => {
-                let mut waker = self.waker.borrow_mut();
-                if !waker.as_ref().is_some_and(|known| known.will_wake(cx.waker())) {
-                    *waker = Some(cx.waker().clone());
-                }
-                Poll::Pending
+        let due = poll_fn(|cx| {
+            if let Some(due) = self.due.get() {
+                return Poll::Ready(due);
             }
+            let mut waker = self.waker.borrow_mut();
+            if !waker.as_ref().is_some_and(|known| known.will_wake(cx.waker())) {
+                *waker = Some(cx.waker().clone());
+            }
+            Poll::Pending
         });
         let left = due.await.saturating_duration_since(Instant::now());
         if !left.is_zero() {

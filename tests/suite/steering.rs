@@ -17,15 +17,13 @@ pub const CASES: &[Case] = &[
     Case::new("steering::a_second_group_is_read_over_the_mesh", a_second_group_is_read_over_the_mesh),
 ];
 
-const SHARDS: usize = 2;
-
 fn start(steers: bool) -> Kateway {
-    Kateway::memory().shards(SHARDS).set("sub.steer", steers).start()
+    Kateway::memory().shards(2).set("sub.steer", steers).start()
 }
 
 /// A connection of each shard.
 fn of_each_shard(gateway: &Kateway) -> Vec<Connection> {
-    (0..SHARDS).map(|shard| gateway.connection_of_shard(shard, gateway.subscribe)).collect()
+    (0..2).map(|shard| gateway.connection_of_shard(shard, gateway.subscribe)).collect()
 }
 
 fn call(connection: &mut Connection, request: &Request) -> Response {

@@ -174,8 +174,12 @@ fn cores_that_disagree_list_once() {
     let admin = kafka().admin();
     let topic = Topic::fresh("grown");
     admin.create_topic(&topic.in_kafka(), 2);
-    // By itself neither of them looks again.
-    let gateway = Kateway::kafka(&kafka().bootstrap()).shards(2).set("kafka.metadata_interval_s", 3_600).start();
+    // By itself neither of them looks again, and both are read by.
+    let gateway = Kateway::kafka(&kafka().bootstrap())
+        .shards(2)
+        .set("kafka.metadata_interval_s", 3_600)
+        .set("sub.steer", false)
+        .start();
     let mut publishers = [0, 1].map(|shard| gateway.connection_of_shard(shard, gateway.publish));
     let mut readers = [0, 1].map(|shard| gateway.connection_of_shard(shard, gateway.subscribe));
     let mut read = |shard: usize| {

@@ -6,8 +6,8 @@
 //! ```
 //!
 //! Invariants: a full inbox refuses, and the refusal is counted for the core that was full; a frame of the second kind
-//! (`settle`) is never refused, because each one ends a read that was admitted before, so their number is bounded by the
-//! connections; nothing here takes a lock or waits. What a frame means is the API's business: this file only carries it.
+//! (`settle`) is never refused, because each one ends a read that was admitted before, or is one of the few of a drain or a reload, so
+//! their number is bounded by the connections; nothing here takes a lock or waits. What a frame means is the API's business: this file only carries it.
 
 use std::{
     future::poll_fn,

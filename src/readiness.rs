@@ -8,7 +8,7 @@
 //! glommio's own streams arm one io_uring poll for every read, which costs an interrupt of the running core each; collecting
 //! readiness this way takes 24 to 47 % less CPU per request (`perf/results/2026-11-23-http1-path`). Invariant: a socket is
 //! marked not ready only by a call that found it empty or full, so an edge is never lost. Per core: a socket stays on the core
-//! that adopted it.
+//! that adopted it until it is released.
 #![allow(unsafe_code)] // One block: glommio takes a descriptor only raw.
 
 use std::{

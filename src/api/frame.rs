@@ -1,4 +1,5 @@
-//! What cores say to each other over the mesh: reads of a group that lives elsewhere, their settlement, and management.
+//! What cores say to each other over the mesh: connections that move, reads of a group that lives elsewhere, their settlement, and
+//! management.
 //!
 //! Everything in a frame is `Send`; answers come back in the oneshot inside. A [`RemoteLease`] guards what a read handed out:
 //! wherever it is dropped, even inside a channel whose other end has gone, the messages go back to their group.
@@ -55,7 +56,7 @@ pub enum Frame {
         grants: Vec<Grant>,
         delivered: bool,
     },
-    /// A connection whose first request is a read of a group that lives on the core this is sent to.
+    /// A connection whose first read is of a group that lives on the core this is sent to.
     Connection {
         socket: OwnedFd,
         /// What was read of it, from that request's first byte on.

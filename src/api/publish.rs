@@ -127,28 +127,10 @@ impl Publish {
         if bytes == 0 {
             return Err(Problem::new(&codes::EMPTY_MESSAGE, "a message has at least one byte"));
         }
-        let (mut topic, mut late) = self.topic(ctx).await?;
-        let mut record = std::mem::take(&mut self.record);
+        let (topic, late) = self.topic(ctx).await?;
+        let record = std::mem::take(&mut self.record);
         let is_chosen_by_store = record.partition.is_none();
-        // Where a missing topic is made, one that turns out to be gone is made as well, once.
-        let makes_topics = ctx.config.borrow().topics.auto_create;
-        let mut spare = makes_topics.then(|| (record.clone(), Instant::now() + ctx.config.borrow().publish.deadline));
-        let answer = loop {
-            let answer = self.hand_over(data, &topic, record, stamp, late, timing).await;
-            match (answer, spare.take()) {
-                (Err(ProduceError::UnknownTopic), Some((again, deadline))) => {
-                    data.topics.forget(&topic);
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    topic = in_time(ctx.find_topic(&topic.name, true), left).await?;
-                    (record, late) = (again, Some(deadline));
-                }
-                // It is there, but not for this producer yet.
-                (Err(ProduceError::UnknownTopic), None) if makes_topics => {
-                    break Err(ProduceError::NotStored { reason: "UNKNOWN_TOPIC" });
-                }
-                (answer, _) => break answer,
-            }
-        };
+        let answer = self.hand_over(data, &topic, record, stamp, late, timing).await;
         let reply = answer.map_err(|error| failed(ctx, data, &topic, error, is_chosen_by_store))?;
         ctx.metrics.cells.pub_messages.add(1);
         ctx.metrics.cells.pub_bytes.add(bytes as u64);
@@ -230,6 +212,9 @@ fn failed(
     match error {
         ProduceError::UnknownTopic => {
             data.topics.forget(topic);
+            // Where a missing topic is made, the next publish makes this one.
+            let is_made = ctx.config.borrow().topics.auto_create;
+            let error = if is_made { ProduceError::NotStored { reason: "UNKNOWN_TOPIC" } } else { error };
             reply::produce_failed(&error)
         }
         // The number was checked against the snapshot: the topic goes, is made again, or has grown.

@@ -220,7 +220,7 @@ pub const KEYS: &[Key] = &[
         path: "http.connections_max",
         kind: Kind::Int { min: 1, max: 1_000_000 },
         default: Preset::Int(20_000),
-        doc: "Connections of one shard; over it a new one is answered 503 and closed. `kateway doctor` compares it with the \
+        doc: "Connections of one shard; over it a new one is answered 503 and closed, and none moves there (sub.steer). `kateway doctor` compares it with the \
               limit on open files.",
         hot: true,
     },

@@ -46,6 +46,8 @@ const RECENT: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// What the control thread needs of the drain time to hear the cores' answers.
 const ANSWER_WITHIN: Duration = Duration::from_millis(500);
+/// Looks in a row that find no connection, before the cores are told to finish.
+const QUIET_LOOKS: u32 = 2;
 /// Kept back of the drain time for the last steps of the cores.
 const FINISH_WITHIN: Duration = Duration::from_secs(4);
 
@@ -188,8 +190,14 @@ async fn drain(ctx: &Rc<Context>) -> bool {
     broadcast(ctx, DrainPhase::Closing);
     let open = |ctx: &Context| total(ctx, |c| c.connections.get());
     let finish_within = FINISH_WITHIN.min(config.timeout / 4);
-    while open(ctx) > 0 && Instant::now() + finish_within < deadline {
-        glommio::timer::sleep(LOOK_EVERY).await;
+    // A connection that moves from core to core is in neither's count for a moment, but in an inbox then, or in the next look.
+    let is_quiet = || open(ctx) == 0 && ctx.mesh.shard_ids().all(|shard| ctx.mesh.waiting(shard) == 0);
+    let mut quiet_looks = 0;
+    while quiet_looks < QUIET_LOOKS && Instant::now() + finish_within < deadline {
+        quiet_looks = if is_quiet() { quiet_looks + 1 } else { 0 };
+        if quiet_looks < QUIET_LOOKS {
+            glommio::timer::sleep(LOOK_EVERY).await;
+        }
     }
     if open(ctx) > 0 {
         tracing::warn!(connections = open(ctx), "the drain time is over; open connections are cut");

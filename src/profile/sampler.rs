@@ -92,7 +92,6 @@ impl Sampling {
         USED.store(0, Ordering::Relaxed);
         STACK_START.store(thread.stack.0, Ordering::Relaxed);
         STACK_END.store(thread.stack.1, Ordering::Relaxed);
-        WATCHED.store(thread.id, Ordering::Release);
         // SAFETY: plain integers and a union of such, for which all zero is a value.
         let mut event: libc::sigevent = unsafe { zeroed() };
         event.sigev_notify = libc::SIGEV_THREAD_ID;
@@ -102,6 +101,7 @@ impl Sampling {
         // SAFETY: `event` and `timer` live across the call.
         done_or_errno(unsafe { libc::timer_create(thread.clock, &raw mut event, &raw mut timer) })?;
         let sampling = Self { timer };
+        WATCHED.store(thread.id, Ordering::Release);
         let every = libc::timespec { tv_sec: 0, tv_nsec: i64::from(EVERY.subsec_nanos()) };
         let times = libc::itimerspec { it_interval: every, it_value: every };
         // SAFETY: the timer was just made; `times` lives across the call.

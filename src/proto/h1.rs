@@ -69,7 +69,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> H1<S> {
         Self { stream, buffer, start: 0, end: 0, out, watch, config, began: None }
     }
 
-    /// A connection of which some bytes were read elsewhere.
+    /// A connection of which some bytes were read elsewhere. The time that took is in no figure.
     pub fn resume(stream: S, unread: &[u8], watch: Rc<Watch>, config: Rc<HttpConfig>) -> Self {
         let mut this = Self::new(stream, watch, config);
         if this.buffer.len() < unread.len() {

@@ -10,12 +10,14 @@
 
 use std::{
     os::fd::OwnedFd,
+    panic::AssertUnwindSafe,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
+use futures_lite::FutureExt;
 
 use super::{Connections, Listed};
 use crate::{
@@ -35,6 +37,9 @@ use crate::{
     },
     readiness::Socket,
 };
+
+/// Frames in a core's inbox from which on it counts as stuck.
+const STEER_WAITING_MAX: usize = 16;
 
 /// What an answer to unreadable bytes assumes of its request.
 const UNREADABLE: Pending = Pending {
@@ -64,7 +69,7 @@ impl Drop for Open<'_> {
 
 /// Serves a connection until it ends.
 pub async fn serve(ctx: &Rc<Context>, connections: &Rc<Connections>, stream: Socket, roles: Roles) {
-    let _open = Open::new(ctx);
+    let open = Open::new(ctx);
     let config = Rc::new(ctx.config.borrow().http.clone());
     let steers = ctx.config.borrow().subscribe.steer;
     let listed = connections.list(&stream);
@@ -85,7 +90,7 @@ pub async fn serve(ctx: &Rc<Context>, connections: &Rc<Connections>, stream: Soc
             if let Some((home, h1)) = serve_h1(ctx, h1, roles, steers).await {
                 let (stream, unread) = h1.into_parts();
                 drop::<Listed>(listed);
-                hand_over(ctx, connections, Moved { home, stream, unread, roles }).await;
+                hand_over(ctx, connections, open, Moved { home, stream, unread, roles }).await;
             }
         }
         Err(_) => {}
@@ -100,17 +105,46 @@ struct Moved {
     roles: Roles,
 }
 
+/// Whether a connection may move to `home`: it has room, and does not look stuck. Else its reads go over the mesh, which has an answer
+/// to both.
+fn takes_connections(ctx: &Context, home: ShardId) -> bool {
+    let has_room = ctx
+        .all_metrics
+        .get(home.0)
+        .is_some_and(|home| home.cells.connections.get() < ctx.config.borrow().http.connections_max as u64);
+    has_room && ctx.mesh.waiting(home) < STEER_WAITING_MAX && ctx.drain_phase() == DrainPhase::Serving
+}
+
 /// Gives the connection to its core; one whose inbox is full leaves it here.
-async fn hand_over(ctx: &Rc<Context>, connections: &Rc<Connections>, moved: Moved) {
+async fn hand_over(ctx: &Rc<Context>, connections: &Rc<Connections>, open: Open<'_>, moved: Moved) {
     let Moved { home, stream, unread, roles } = moved;
-    let Ok(socket) = stream.release() else { return };
-    match ctx.mesh.send(home, Frame::Connection { socket, unread, roles }) {
+    let socket = match stream.release() {
+        Ok(socket) => socket,
+        Err(error) => return tracing::warn!(%error, "a connection could not be moved, and is closed"),
+    };
+    let sent = ctx.mesh.send(home, Frame::Connection { socket, unread, roles });
+    // From here on it is counted where it is.
+    drop(open);
+    match sent {
         Ok(()) => ctx.metrics.cells.connections_steered.add(1),
         Err(Frame::Connection { socket, unread, roles }) => {
             serve_moved(ctx, connections, socket, &unread, roles).await;
         }
         Err(_) => {}
     }
+}
+
+/// Runs what serves a connection in a task of its own, whose panic ends that connection alone.
+pub fn spawn<F: Future<Output = ()> + 'static>(ctx: &Rc<Context>, serving: impl FnOnce(Rc<Context>) -> F) {
+    let ctx = Rc::clone(ctx);
+    let serving = serving(Rc::clone(&ctx));
+    glommio::spawn_local(async move {
+        if AssertUnwindSafe(serving).catch_unwind().await.is_err() {
+            ctx.metrics.cells.panics.add(1);
+            tracing::error!("a connection task panicked; the connection is closed");
+        }
+    })
+    .detach();
 }
 
 /// Serves a connection that another core accepted, and read `unread` of.
@@ -165,7 +199,7 @@ async fn serve_h1(
         };
         if steers && let Some(home) = planned.home(ctx) {
             steers = false;
-            if home != ctx.shard && ctx.drain_phase() == DrainPhase::Serving {
+            if home != ctx.shard && takes_connections(ctx, home) {
                 h1.rewind(&pending);
                 return Some((home, h1));
             }

@@ -2,9 +2,7 @@
 //!
 //! A connection over the bound is answered 503 and closed, so the client knows. Closing serves what the kernel already took in.
 
-use std::{cell::RefCell, io, net::SocketAddr, os::fd::OwnedFd, panic::AssertUnwindSafe, rc::Rc, time::Duration};
-
-use futures_lite::FutureExt;
+use std::{cell::RefCell, io, net::SocketAddr, os::fd::OwnedFd, rc::Rc, time::Duration};
 
 use super::{Connections, conn};
 use crate::{
@@ -98,20 +96,13 @@ impl Listener {
                 return;
             }
         }
-        let (ctx, connections, roles) = (Rc::clone(&self.ctx), Rc::clone(&self.connections), self.roles);
-        glommio::spawn_local(async move {
-            let served = async {
-                if over {
-                    conn::refuse(&ctx, &connections, stream).await;
-                } else {
-                    conn::serve(&ctx, &connections, stream, roles).await;
-                }
-            };
-            if AssertUnwindSafe(served).catch_unwind().await.is_err() {
-                ctx.metrics.cells.panics.add(1);
-                tracing::error!("a connection task panicked; the connection is closed");
+        let (connections, roles) = (Rc::clone(&self.connections), self.roles);
+        conn::spawn(&self.ctx, |ctx| async move {
+            if over {
+                conn::refuse(&ctx, &connections, stream).await;
+            } else {
+                conn::serve(&ctx, &connections, stream, roles).await;
             }
-        })
-        .detach();
+        });
     }
 }

@@ -94,15 +94,10 @@ impl Shard {
                 }
             }
             Frame::Connection { socket, unread, roles } => {
-                let (ctx, connections) = (Rc::clone(&self.ctx), Rc::clone(&self.connections));
-                glommio::spawn_local(async move {
-                    let served = conn::serve_moved(&ctx, &connections, socket, &unread, roles);
-                    if AssertUnwindSafe(served).catch_unwind().await.is_err() {
-                        ctx.metrics.cells.panics.add(1);
-                        tracing::error!("a connection task panicked; the connection is closed");
-                    }
-                })
-                .detach();
+                let connections = Rc::clone(&self.connections);
+                conn::spawn(&self.ctx, |ctx| async move {
+                    conn::serve_moved(&ctx, &connections, socket, &unread, roles).await;
+                });
             }
             Frame::Status { answer } => {
                 // The asker may have stopped waiting.

@@ -20,7 +20,7 @@ pub const CASES: &[Case] = &[
     Case::new("metrics::valid_and_complete", valid_and_complete),
     Case::new("metrics::counts_what_was_done", counts_what_was_done).kafka(),
     Case::new("metrics::lag_is_what_is_left_to_read", lag_is_what_is_left_to_read).kafka(),
-    Case::new("metrics::shards_are_busy_when_they_work", shards_are_busy_when_they_work),
+    Case::new("metrics::shards_are_busy_when_they_work", shards_are_busy_when_they_work).alone(),
     Case::new("metrics::labels_do_not_grow", labels_do_not_grow),
     Case::new("metrics::groups_are_labels_up_to_a_bound", groups_are_labels_up_to_a_bound),
 ];

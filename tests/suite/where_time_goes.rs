@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use crate::{Case, kafka};
 
 pub const CASES: &[Case] = &[
-    Case::new("where_time_goes::stages_add_up_to_the_whole", stages_add_up_to_the_whole).kafka(),
+    Case::new("where_time_goes::stages_add_up_to_the_whole", stages_add_up_to_the_whole).kafka().alone(),
     Case::new("where_time_goes::stages_of_both_protocols", stages_of_both_protocols),
     Case::new("where_time_goes::batches_hold_every_record", batches_hold_every_record).kafka(),
     Case::new("where_time_goes::loop_delay_is_counted", loop_delay_is_counted),

@@ -233,8 +233,12 @@ impl Planned {
                 result
             }
             Action::Subscribe(subscribe) => {
+                // The head was read a moment ago: what follows is waiting for messages.
+                let enqueued = Instant::now();
                 let result = subscribe.run(ctx, &stamp).await;
-                ctx.metrics.sub_duration.record(started.elapsed());
+                let resumed = Instant::now();
+                ctx.metrics.sub_duration.record(resumed - started);
+                timing = Some(Timing { enqueued, reported: resumed, resumed });
                 result
             }
             Action::Manage(manage) => manage.run(ctx, &stamp).await,
@@ -294,7 +298,7 @@ pub fn too_many_connections(ctx: &Context) -> Reply {
 }
 
 /// `X-Serverid` and `Server-Timing` in ms: the stages of a publish but the last, which is not over when its length would have to
-/// be said. A request that handed nothing over spent its time in `parse`.
+/// be said. `kafka` of a read is its waiting for messages. A request that asked the store nothing spent its time in `parse`.
 fn add_trace(ctx: &Context, reply: &mut Reply, started: Instant, timing: Option<Timing>) {
     let ms = |from: Instant, to: Instant| to.saturating_duration_since(from).as_secs_f64() * 1e3;
     let Timing { enqueued, reported, resumed } = timing.unwrap_or_else(|| {

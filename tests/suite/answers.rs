@@ -65,12 +65,22 @@ fn trace_shows_where_the_time_went() {
     let gateway = Kateway::kafka(admin.brokers()).start();
     let answer = gateway.publish(&topic.publish("", "x").header("X-Trace", "true")).expect(201);
     assert!(answer.header("x-serverid").is_some_and(|id| !id.is_empty()));
-    let timing = answer.header("server-timing").expect("asked for").to_owned();
-    for stage in ["parse", "queue", "kafka"] {
-        let entry = timing.split(", ").find_map(|entry| entry.strip_prefix(stage)?.strip_prefix(";dur="));
-        let milliseconds: f64 = entry.unwrap_or_else(|| panic!("{stage} in {timing}")).parse().expect("a number");
-        assert!((0.0..10_000.0).contains(&milliseconds), "{timing}");
+    for milliseconds in stages(&answer) {
+        assert!((0.0..10_000.0).contains(&milliseconds), "{milliseconds}");
     }
+    gateway.subscribe(&topic.read("g", "wait=10s")).expect(200);
+    let waited = gateway.subscribe(&topic.read("g", "wait=500ms").header("X-Trace", "true")).expect(204);
+    let [parse, queue, kafka] = stages(&waited);
+    assert!(kafka >= 490.0 && parse + queue < 490.0, "the wait for messages is `kafka`: {parse} {queue} {kafka}");
     let answer = gateway.publish(&topic.publish("", "x")).expect(201);
     assert_eq!(answer.header("server-timing"), None, "only when asked");
+}
+
+/// Milliseconds of parse, queue and kafka.
+fn stages(answer: &Response) -> [f64; 3] {
+    let timing = answer.header("server-timing").expect("asked for");
+    ["parse", "queue", "kafka"].map(|stage| {
+        let entry = timing.split(", ").find_map(|entry| entry.strip_prefix(stage)?.strip_prefix(";dur="));
+        entry.unwrap_or_else(|| panic!("{stage} in {timing}")).parse().expect("a number")
+    })
 }

@@ -55,6 +55,7 @@ mod stores;
 mod subscribe_options;
 mod topic_names;
 mod topics;
+mod topics_again;
 mod where_time_goes;
 
 /// Trials at a time. They mostly wait, for Kafka and for each other.
@@ -121,6 +122,7 @@ const ALL: &[&[Case]] = &[
     subscribe_options::CASES,
     topic_names::CASES,
     topics::CASES,
+    topics_again::CASES,
     where_time_goes::CASES,
 ];
 

@@ -90,7 +90,7 @@ pub async fn serve(ctx: &Rc<Context>, connections: &Rc<Connections>, stream: Soc
             if let Some((home, h1)) = serve_h1(ctx, h1, roles, steers).await {
                 let (stream, unread) = h1.into_parts();
                 drop::<Listed>(listed);
-                hand_over(ctx, connections, open, Moved { home, stream, unread, roles }).await;
+                hand_over(ctx, connections, open, Moved { home, stream, unread, roles });
             }
         }
         Err(_) => {}
@@ -115,8 +115,9 @@ fn takes_connections(ctx: &Context, home: ShardId) -> bool {
     has_room && ctx.mesh.waiting(home) < STEER_WAITING_MAX && ctx.drain_phase() == DrainPhase::Serving
 }
 
-/// Gives the connection to its core; one whose inbox is full leaves it here.
-async fn hand_over(ctx: &Rc<Context>, connections: &Rc<Connections>, open: Open<'_>, moved: Moved) {
+/// Gives the connection to its core; one whose inbox is full leaves it here, in a task of its own: the task of every connection would
+/// else have room for two.
+fn hand_over(ctx: &Rc<Context>, connections: &Rc<Connections>, open: Open<'_>, moved: Moved) {
     let Moved { home, stream, unread, roles } = moved;
     let socket = match stream.release() {
         Ok(socket) => socket,
@@ -128,18 +129,19 @@ async fn hand_over(ctx: &Rc<Context>, connections: &Rc<Connections>, open: Open<
     match sent {
         Ok(()) => ctx.metrics.cells.connections_steered.add(1),
         Err(Frame::Connection { socket, unread, roles }) => {
-            serve_moved(ctx, connections, socket, &unread, roles).await;
+            let connections = Rc::clone(connections);
+            spawn(ctx, move |ctx| async move { serve_moved(&ctx, &connections, socket, &unread, roles).await });
         }
         Err(_) => {}
     }
 }
 
-/// Runs what serves a connection in a task of its own, whose panic ends that connection alone.
-pub fn spawn<F: Future<Output = ()> + 'static>(ctx: &Rc<Context>, serving: impl FnOnce(Rc<Context>) -> F) {
+/// Runs what serves a connection in a task of its own, whose panic ends that connection alone. The future is made within the task: one
+/// that is moved into it would take its place twice.
+pub fn spawn<F: Future<Output = ()> + 'static>(ctx: &Rc<Context>, serve: impl FnOnce(Rc<Context>) -> F + 'static) {
     let ctx = Rc::clone(ctx);
-    let serving = serving(Rc::clone(&ctx));
     glommio::spawn_local(async move {
-        if AssertUnwindSafe(serving).catch_unwind().await.is_err() {
+        if AssertUnwindSafe(serve(Rc::clone(&ctx))).catch_unwind().await.is_err() {
             ctx.metrics.cells.panics.add(1);
             tracing::error!("a connection task panicked; the connection is closed");
         }

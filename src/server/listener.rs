@@ -97,7 +97,7 @@ impl Listener {
             }
         }
         let (connections, roles) = (Rc::clone(&self.connections), self.roles);
-        conn::spawn(&self.ctx, |ctx| async move {
+        conn::spawn(&self.ctx, move |ctx| async move {
             if over {
                 conn::refuse(&ctx, &connections, stream).await;
             } else {

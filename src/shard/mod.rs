@@ -95,7 +95,7 @@ impl Shard {
             }
             Frame::Connection { socket, unread, roles } => {
                 let connections = Rc::clone(&self.connections);
-                conn::spawn(&self.ctx, |ctx| async move {
+                conn::spawn(&self.ctx, move |ctx| async move {
                     conn::serve_moved(&ctx, &connections, socket, &unread, roles).await;
                 });
             }

@@ -58,6 +58,7 @@ const TOP_LEVEL: &[&str] = &[
     "LICENSE",
     "Makefile",
     "README.md",
+    "build.rs",
     "clippy.toml",
     "config",
     "deny.toml",

@@ -20,6 +20,7 @@ use crate::{Case, kafka};
 pub const CASES: &[Case] = &[
     Case::new("faults::leader_killed_and_restarted", leader_killed_and_restarted).kafka().alone(),
     Case::new("faults::broker_frozen_and_thawed", broker_frozen_and_thawed).kafka().alone(),
+    Case::new("faults::waiting_for_a_frozen_broker_is_idle", waiting_for_a_frozen_broker_is_idle).kafka().alone(),
     Case::new("faults::gateway_killed_and_restarted", gateway_killed_and_restarted).kafka().alone(),
     Case::new("faults::producers_that_fail_are_replaced", producers_that_fail_are_replaced).kafka().alone(),
     Case::new("faults::too_few_replicas_is_refused", too_few_replicas_is_refused).kafka().alone(),
@@ -108,6 +109,39 @@ fn broker_frozen_and_thawed() {
     let (verdict, tally) = scene.close("broker frozen");
     verdict.assert_clean();
     assert_only_expected(&tally);
+}
+
+/// With records of `ack=all` in flight and more behind them, librdkafka's threads spin by themselves, at a core for each broker
+/// (`src/kafka/native/spin.rs`).
+fn waiting_for_a_frozen_broker_is_idle() {
+    const CONNECTIONS: u32 = 40;
+    let topic = Topic::fresh("waiting");
+    kafka().admin().create_topic(&topic.in_kafka(), 1);
+    let gateway = Kateway::kafka(&kafka().bootstrap()).start();
+    let ledger = Arc::new(Ledger::new(u64::from(gateway.pid())));
+    let mut plan = Plan::new(gateway.publish, &topic.appid, &topic.name);
+    plan.connections = CONNECTIONS;
+    let load = Load::start(&plan, &ledger);
+    let scene = Scene { topic, gateway, ledger, load };
+    scene.wait_more(2_000);
+    let leader = leader_of_first_partition(&scene.topic);
+    kafka().freeze(leader);
+    wait_until(Duration::from_secs(2), "every publisher waits", || {
+        scene.gateway.scrape().sum("kateway_producer_queue_messages", &[]) >= f64::from(CONNECTIONS)
+    });
+    let cpu = || process::threads_cpu(scene.gateway.pid(), "rdk:broker");
+    let (before, start) = (cpu(), Instant::now());
+    // Within `message.timeout.ms`, after which nothing is under way any more.
+    wait_until(Duration::from_secs(5), "a second went by", || start.elapsed() > Duration::from_secs(1));
+    let (used, took) = (cpu().saturating_sub(before), start.elapsed());
+    kafka().thaw(leader);
+    kafka().wait_whole();
+    scene.wait_more(500);
+    let (verdict, tally) = scene.close("waiting");
+    verdict.assert_clean();
+    assert_only_expected(&tally);
+    figures::note("faults, waiting: CPU of librdkafka's broker threads", format!("{used:?} in {took:?}"));
+    assert!(used < took / 4, "{used:?} of CPU in {took:?} of waiting");
 }
 
 fn gateway_killed_and_restarted() {

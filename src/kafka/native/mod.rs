@@ -30,6 +30,7 @@ use crate::{limits, offload::Offload};
 mod calls;
 mod message;
 mod outbox;
+mod spin;
 
 pub use calls::{End, Entry, PartitionList};
 pub use message::{Fetched, Reported, Status};

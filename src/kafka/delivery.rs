@@ -18,7 +18,7 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::{Context, Poll, Waker},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use futures_lite::{AsyncReadExt, future};
@@ -71,7 +71,7 @@ pub(super) struct Pipe {
 }
 
 impl Pipe {
-    pub fn new(client: Arc<Client>, linger: Duration, stats: Rc<ProducerStats>, reach: Rc<Reach>) -> Option<Rc<Self>> {
+    pub fn new(client: Arc<Client>, nudge: Nudge, stats: Rc<ProducerStats>, reach: Rc<Reach>) -> Option<Rc<Self>> {
         let queue = client.main_queue()?;
         queue.watch();
         Some(Rc::new(Self {
@@ -79,7 +79,7 @@ impl Pipe {
             topics: RefCell::default(),
             due: RefCell::default(),
             is_retired: Cell::new(false),
-            nudge: Nudge::new(linger),
+            nudge,
             queue,
             client,
             stats,

@@ -6,6 +6,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    os::fd::OwnedFd,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
@@ -15,8 +16,9 @@ use glommio::Task;
 use rdkafka::bindings::rd_kafka_resp_err_t as rd;
 
 use super::{
+    batching::Nudge,
     delivery::{Pending, Pipe, Report, Wait, refusal},
-    native::{Client, ErrorCode, Kind, TopicHandle},
+    native::{Client, ErrorCode, Kind, Linger, TopicHandle},
     options,
     reach::Reach,
     stats::ProducerStats,
@@ -96,6 +98,7 @@ impl Producer {
         }
         let pipe = self.pipe()?;
         let bytes = record.value.len();
+        pipe.nudge.fit(pipe.outbox.borrow().lent().0 + 1);
         let sent = {
             let mut topics = pipe.topics.borrow_mut();
             let handle = open_topic(&pipe.client, &mut topics, topic)?;
@@ -167,8 +170,7 @@ impl Producer {
             self.replace();
             return Err(ProduceError::NotStored { reason: "PRODUCER_RESTARTS" });
         }
-        let options = options::producer(&self.config, self.ack);
-        let made = Client::create(Kind::Producer, &options, &self.offload);
+        let made = create(&self.config, self.ack, &self.offload);
         self.install(made).ok_or(ProduceError::NotStored { reason: "NO_PRODUCER" })
     }
 
@@ -201,15 +203,14 @@ impl Producer {
         self.pipes.borrow().last().map(|(pipe, _)| Arc::clone(&pipe.client)).ok_or(())
     }
 
-    async fn make(&self) -> Result<(Arc<Client>, std::os::fd::OwnedFd), String> {
-        let options = options::producer(&self.config, self.ack);
-        let offload = self.offload.clone();
-        let made = self.offload.run(move || Client::create(Kind::Producer, &options, &offload)).await;
+    async fn make(&self) -> Made {
+        let (config, ack, offload) = (Arc::clone(&self.config), self.ack, self.offload.clone());
+        let made = self.offload.run(move || create(&config, ack, &offload)).await;
         made.unwrap_or_else(|error| Err(format!("offload pool: {error:?}")))
     }
 
-    fn install(&self, made: Result<(Arc<Client>, std::os::fd::OwnedFd), String>) -> Option<Rc<Pipe>> {
-        let (client, hear) = match made {
+    fn install(&self, made: Made) -> Option<Rc<Pipe>> {
+        let (client, hear, linger) = match made {
             Ok(made) => made,
             Err(text) => {
                 if let Some(held) = self.reach.log.pass(Instant::now()) {
@@ -218,8 +219,8 @@ impl Producer {
                 return None;
             }
         };
-        let linger = Duration::from_micros(self.config.kafka.linger_us);
-        let pipe = Pipe::new(client, linger, Rc::clone(&self.stats), Rc::clone(&self.reach))?;
+        let nudge = Nudge::new(Duration::from_micros(self.config.kafka.linger_us), linger);
+        let pipe = Pipe::new(client, nudge, Rc::clone(&self.stats), Rc::clone(&self.reach))?;
         let hear = match Socket::adopt(hear) {
             Ok(hear) => hear,
             Err(error) => {
@@ -256,6 +257,16 @@ impl Producer {
     pub fn clients(&self) -> u64 {
         self.pipes.borrow().len() as u64
     }
+}
+
+/// A client, where its bell is heard, and how long its records linger.
+type Made = Result<(Arc<Client>, OwnedFd, Arc<Linger>), String>;
+
+fn create(config: &Config, ack: Ack, offload: &Offload) -> Made {
+    let linger = Linger::new(Duration::from_micros(config.kafka.linger_us));
+    let options = options::producer(config, ack);
+    let (client, hear) = Client::create(Kind::Producer, &options, Some(Arc::clone(&linger)), offload)?;
+    Ok((client, hear, linger))
 }
 
 fn open_topic<'a>(

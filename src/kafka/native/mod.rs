@@ -1,6 +1,7 @@
 //! librdkafka behind owning types. This folder is the only place of the gateway's Kafka side that is not safe Rust.
 //!
-//! `mod` clients, queues, events; `calls` what is asked of a client; `message` messages and reports; `outbox` producing.
+//! `mod` clients, queues, events; `calls` what is asked of a client; `message` messages and reports; `outbox` producing; `linger` how
+//! librdkafka's threads wait.
 //!
 //! Invariants:
 //! - A [`Client`] is destroyed in the offload pool, never on a core: `rd_kafka_destroy` joins threads. It goes when the last
@@ -28,11 +29,12 @@ use rdkafka::bindings as rd;
 use crate::{limits, offload::Offload};
 
 mod calls;
+mod linger;
 mod message;
 mod outbox;
-mod spin;
 
 pub use calls::{End, Entry, PartitionList};
+pub use linger::Linger;
 pub use message::{Fetched, Reported, Status};
 pub use outbox::{Outbox, Ticket};
 
@@ -117,17 +119,26 @@ pub struct Client {
     wake: ManuallyDrop<OwnedFd>,
     /// Payloads librdkafka may still read; freed after the destroy.
     lent: OnceLock<Vec<Bytes>>,
+    /// Its threads read it.
+    linger: Option<Arc<Linger>>,
     offload: Offload,
 }
 
-// SAFETY: rd_kafka_t is thread-safe by librdkafka's contract (INTRODUCTION.md, "Threads and callbacks"); no callback is set.
+// SAFETY: rd_kafka_t is thread-safe by librdkafka's contract (INTRODUCTION.md, "Threads and callbacks"); the callbacks set (`linger`)
+// touch nothing but a variable of librdkafka's own thread.
 unsafe impl Send for Client {}
 // SAFETY: as above.
 unsafe impl Sync for Client {}
 
 impl Client {
     /// Makes a client, and the socket that becomes readable when one of its watched queues does. Blocks for about a millisecond.
-    pub fn create(kind: Kind, options: &[(String, String)], offload: &Offload) -> Result<(Arc<Self>, OwnedFd), String> {
+    /// With `linger` a producer's records linger as long as that says, unless `linger.ms` is 0.
+    pub fn create(
+        kind: Kind,
+        options: &[(String, String)],
+        linger: Option<Arc<Linger>>,
+        offload: &Offload,
+    ) -> Result<(Arc<Self>, OwnedFd), String> {
         let (hear, wake) = wake_pair().map_err(|e| format!("socketpair: {e}"))?;
         let mut text = [0 as c_char; 512];
         // SAFETY: conf is new and ours until rd_kafka_new takes it; text is writable for its whole length.
@@ -145,6 +156,9 @@ impl Client {
                 | rd::RD_KAFKA_EVENT_REBALANCE
                 | rd::RD_KAFKA_EVENT_OFFSET_COMMIT;
             rd::rd_kafka_conf_set_events(conf, events);
+            if let Some(linger) = &linger {
+                linger.attach(conf);
+            }
             let kind = match kind {
                 Kind::Producer => rd::rd_kafka_type_t::RD_KAFKA_PRODUCER,
                 Kind::Consumer => rd::rd_kafka_type_t::RD_KAFKA_CONSUMER,
@@ -159,7 +173,8 @@ impl Client {
             // SAFETY: librdkafka terminates what it writes there.
             return Err(unsafe { CStr::from_ptr(text.as_ptr()) }.to_string_lossy().into_owned());
         };
-        let client = Self { ptr, wake: ManuallyDrop::new(wake), lent: OnceLock::new(), offload: offload.clone() };
+        let client =
+            Self { ptr, wake: ManuallyDrop::new(wake), lent: OnceLock::new(), linger, offload: offload.clone() };
         // SAFETY: live client; null forwards the log queue to the main queue, so logs are read where the reports are.
         unsafe {
             rd::rd_kafka_set_log_queue(ptr.as_ptr(), ptr::null_mut());
@@ -237,6 +252,7 @@ struct Remains {
     ptr: NonNull<rd::rd_kafka_t>,
     wake: ManuallyDrop<OwnedFd>,
     lent: ManuallyDrop<Vec<Bytes>>,
+    linger: ManuallyDrop<Option<Arc<Linger>>>,
 }
 
 // SAFETY: of the last owner, moved to one other thread.
@@ -252,6 +268,7 @@ impl Remains {
         }
         drop(ManuallyDrop::into_inner(self.wake));
         drop(ManuallyDrop::into_inner(self.lent));
+        drop(ManuallyDrop::into_inner(self.linger));
     }
 }
 
@@ -260,7 +277,12 @@ impl Drop for Client {
         // SAFETY: taken once, in drop; the descriptor keeps its number until librdkafka's threads have ended.
         let wake = unsafe { ManuallyDrop::take(&mut self.wake) };
         let lent = self.lent.take().unwrap_or_default();
-        let remains = Remains { ptr: self.ptr, wake: ManuallyDrop::new(wake), lent: ManuallyDrop::new(lent) };
+        let remains = Remains {
+            ptr: self.ptr,
+            wake: ManuallyDrop::new(wake),
+            lent: ManuallyDrop::new(lent),
+            linger: ManuallyDrop::new(self.linger.take()),
+        };
         if self.offload.spawn(move || remains.destroy()).is_err() {
             tracing::error!("a Kafka client was leaked instead of destroyed: the offload queue is full");
         }

@@ -346,7 +346,7 @@ pub const KEYS: &[Key] = &[
         }),
         default: Preset::List(&[]),
         doc: "Further librdkafka options, each `name=value`, applied last to producers and consumers. Those the gateway's \
-              promises rest on (acks, idempotence, group, offsets, partitioner, timeouts of delivery) are refused.",
+              promises rest on (acks, idempotence, group, offsets, partitioner, linger, timeouts of delivery) are refused.",
         hot: false,
     },
     Key {
@@ -491,10 +491,12 @@ const OPTIONS_OF_OURS: &[&str] = &[
     "enabled_events",
     "group.id",
     "group.instance.id",
+    "linger.ms",
     "message.timeout.ms",
     "metadata.broker.list",
     "partition.assignment.strategy",
     "partitioner",
+    "queue.buffering.max.ms",
     "request.required.acks",
     "session.timeout.ms",
     "transactional.id",
@@ -585,6 +587,7 @@ mod tests {
         assert!(is_free_option("socket.nagle.disable=true"));
         assert!(!is_free_option("enable.idempotence=false"));
         assert!(!is_free_option(" acks =0"));
+        assert!(!is_free_option("linger.ms=5"), "kafka.linger_us");
         assert!(!is_free_option("debug"));
     }
 }

@@ -105,9 +105,8 @@ fn promises_of_202_and_unknown() {
 
 fn red_when_the_gateway_answers_too_early() {
     // The producer's queue is what is lost, so it is made to hold messages for a while.
-    let builder = Kateway::kafka(&kafka().bootstrap())
-        .set("test.answer_before_report", true)
-        .set("kafka.options", "linger.ms=200");
+    let builder =
+        Kateway::kafka(&kafka().bootstrap()).set("test.answer_before_report", true).set("kafka.linger_us", 100_000);
     let verdict = kill_under_load(builder);
     figures::note("ledger, gateway that answers too early, kill -9", &verdict);
     assert!(verdict.lost > 0, "the ledger sees that promises were broken: {verdict}");

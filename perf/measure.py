@@ -150,14 +150,14 @@ def start_gateway(children, log_path, gateway, arguments, core=None):
     return child, addresses["pub"]
 
 
-def start_gateway_all(children, log_path, gateway, arguments, core=None):
-    """The gateway on free ports; returns the child and the addresses of its listeners: pub, sub, man."""
+def start_gateway_all(children, log_path, gateway, arguments, core=None, under=(), env=None):
+    """The gateway on free ports, `under` another program if asked; returns the child and the addresses of its listeners: pub, sub, man."""
     command = [] if core is None else ["taskset", "-c", core]
-    command += [gateway, "run", *arguments]
+    command += [*under, gateway, "run", *arguments]
     for listener in ("--pub", "--sub", "--man"):
         command += [listener, "127.0.0.1:0"]
     with open(log_path, "wb") as log:
-        child = children.start(command, stdout=subprocess.PIPE, stderr=log)
+        child = children.start(command, stdout=subprocess.PIPE, stderr=log, env=env)
     try:
         return child, ready_line(child, "ready ", 30)
     except Failure as failure:

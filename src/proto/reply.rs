@@ -11,7 +11,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use smallvec::SmallVec;
+
+/// Room for the fields of most answers.
+const FIELDS_BYTES: usize = 192;
 
 /// Called when the whole answer was handed to the connection and flushed; dropped otherwise.
 pub trait Sent {
@@ -47,8 +49,8 @@ impl fmt::Debug for Body {
 /// See the module text.
 pub struct Reply {
     pub status: u16,
-    /// `name: value\r\n` lines.
-    fields: SmallVec<[u8; 192]>,
+    /// `name: value\r\n` lines; on the heap, because an answer moves some thirty times between handler and connection.
+    fields: Vec<u8>,
     pub body: Body,
     /// Close the connection after this answer.
     pub close: bool,
@@ -65,7 +67,8 @@ impl fmt::Debug for Reply {
 
 impl Reply {
     pub fn new(status: u16) -> Self {
-        Self { status, fields: SmallVec::new(), body: Body::Empty, close: false, on_sent: None, timed_from: None }
+        let fields = Vec::with_capacity(FIELDS_BYTES);
+        Self { status, fields, body: Body::Empty, close: false, on_sent: None, timed_from: None }
     }
 
     /// A field whose name and value are known to be clean.

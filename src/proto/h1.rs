@@ -119,18 +119,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> H1<S> {
         loop {
             if self.start < self.end {
                 let bytes = &self.buffer[self.start..self.end];
-                if let Some((head, len)) = parse_h1(bytes, self.config.head_bytes_max, self.config.target_bytes_max)? {
+                let (plan, began) = (&mut plan, &mut self.began);
+                let take = |head: &Head<'_>, head_bytes| {
                     let pending = Pending {
                         framing: head.framing,
                         version: head.version,
                         keep_alive: head.keep_alive,
                         expects_continue: head.expects_continue,
                         bodiless: head.method == super::Method::Head,
-                        head_bytes: len,
+                        head_bytes,
                     };
-                    let began = self.began.take().unwrap_or_else(Instant::now);
-                    let planned = plan.take().map(|plan| plan(&head, began)).ok_or(Malformed::Cut)?;
-                    self.start += len;
+                    let began = began.take().unwrap_or_else(Instant::now);
+                    plan.take().map(|plan| (plan(head, began), pending))
+                };
+                if let Some(next) = parse_h1(bytes, self.config.head_bytes_max, self.config.target_bytes_max, take)? {
+                    let (planned, pending) = next.ok_or(Malformed::Cut)?;
+                    self.start += pending.head_bytes;
                     self.watch.enter(Phase::Handler, None);
                     return Ok(Some((planned, pending)));
                 }

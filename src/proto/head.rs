@@ -93,12 +93,14 @@ impl<'a> Head<'a> {
     }
 }
 
-/// A parsed HTTP/1 head and how many bytes it took; `None` when more bytes are needed.
-pub fn parse_h1(
+/// Parses an HTTP/1 head and gives it, and how many bytes it took, to `take`; `None` when more bytes are needed. A head is large, and
+/// returning it would copy it four times.
+pub fn parse_h1<T>(
     bytes: &[u8],
     head_bytes_max: usize,
     target_bytes_max: usize,
-) -> Result<Option<(Head<'_>, usize)>, Malformed> {
+    take: impl FnOnce(&Head<'_>, usize) -> T,
+) -> Result<Option<T>, Malformed> {
     let mut slots = [const { std::mem::MaybeUninit::uninit() }; limits::HEAD_FIELDS_MAX];
     let mut request = httparse::Request::new(&mut []);
     let parsed = request.parse_with_uninit_headers(bytes, &mut slots);
@@ -126,13 +128,14 @@ pub fn parse_h1(
         version: if request.version == Some(0) { Version::Http10 } else { Version::Http11 },
         path,
         query,
-        fields: request.headers.iter().map(|h| (h.name.as_bytes(), h.value)).collect(),
+        fields: SmallVec::new(),
         framing: Framing::Length(0),
         keep_alive: request.version == Some(1),
         expects_continue: false,
     };
+    head.fields.extend(request.headers.iter().map(|h| (h.name.as_bytes(), h.value)));
     read_framing(&mut head)?;
-    Ok(Some((head, len)))
+    Ok(Some(take(&head, len)))
 }
 
 /// The long part decides the answer: a request line over the target's limit is 414, anything else 431.
@@ -228,8 +231,9 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<Framing, Malformed> {
-        let parsed = parse_h1(text.as_bytes(), limits::HEAD_BYTES_MAX, limits::TARGET_BYTES_MAX)?;
-        Ok(parsed.expect("the head is whole").0.framing)
+        let framing =
+            parse_h1(text.as_bytes(), limits::HEAD_BYTES_MAX, limits::TARGET_BYTES_MAX, |head, _| head.framing)?;
+        Ok(framing.expect("the head is whole"))
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!             core 0                          core 1                     plain threads, none of which touches a message
-//!   listeners pub/sub (SO_REUSEPORT)   listeners pub/sub            kicker:  ticks every core each 5 ms, counts stalls
+//!   listeners pub/sub (SO_REUSEPORT)   listeners pub/sub            kicker:  ticks every core each 5 ms (50 if idle), counts stalls
 //!   proto: HTTP/1.1, HTTP/2            ...                          control: man listener, signals, drain, reload
 //!   api: plan > run                                                 offload: Kafka calls that may stall a core; bounded
 //!   store: kafka | memory | null

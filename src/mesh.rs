@@ -13,7 +13,7 @@ use std::{
     future::poll_fn,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     task::{Poll, Waker},
     time::{Duration, Instant},
@@ -141,12 +141,14 @@ pub struct Kick {
     made: Instant,
     /// When the first kick without a tick came, in ns since `made`; 0: none.
     kicked_ns: AtomicU64,
+    /// Whether sockets were ready since the kicker last asked.
+    is_busy: AtomicBool,
 }
 
 impl Default for Kick {
     fn default() -> Self {
-        let (tick, unanswered, kicked_ns) = Default::default();
-        Self { tick, unanswered, made: Instant::now(), kicked_ns }
+        let (tick, unanswered, kicked_ns, is_busy) = Default::default();
+        Self { tick, unanswered, made: Instant::now(), kicked_ns, is_busy }
     }
 }
 
@@ -161,6 +163,17 @@ impl Kick {
                 tick.wake_by_ref();
             }
         }
+    }
+
+    /// From the core: it has work. A core that does not say so is kicked less often.
+    pub fn busy(&self) {
+        self.is_busy.store(true, Ordering::Relaxed);
+    }
+
+    /// From the kicker thread: whether the core had work since the last call.
+    pub fn was_busy(&self) -> bool {
+        // A look first: the line stays the core's while there is nothing to take back.
+        self.is_busy.load(Ordering::Relaxed) && self.is_busy.swap(false, Ordering::Relaxed)
     }
 
     /// Resolves once per kick (kicks that come while the core is busy count as one), with how long ago it came. Always awaited by

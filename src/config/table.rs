@@ -102,7 +102,7 @@ pub const KEYS: &[Key] = &[
         kind: Kind::Int { min: 0, max: 1_000 },
         default: Preset::Int(5),
         doc: "Milliseconds between two wake-ups of every shard by the kicker thread, which undoes an executor parked with \
-              work to do. 0 switches it off: for tests only.",
+              work to do; ten times as long while all are idle. 0 switches it off: for tests only.",
         hot: false,
     },
     Key {

@@ -32,14 +32,14 @@ use crate::{
     mesh::{Kick, ShardId},
     metrics::Cells,
     proto::date,
-    readiness::Socket,
+    readiness::{self, Socket},
     server::{Connections, listener::Listener},
 };
 
 /// Exit code of a drain that a second signal cut short.
 pub const EXIT_CUT: i32 = 3;
-/// Kicks between two sweeps of the management connections.
-const SWEEP_TICKS: u64 = 20;
+/// Between two sweeps of the management connections.
+const SWEEP_MS: u64 = 100;
 /// What is looked back at: long enough to mean something, short enough to be of now.
 const RECENT: Duration = Duration::from_secs(5);
 /// How often the drain looks whether the connections are gone.
@@ -90,6 +90,8 @@ pub async fn run(control: Control) -> io::Result<()> {
         let listener = Listener::new(socket, roles, Rc::clone(&ctx), Rc::clone(&connections))?;
         glommio::spawn_local(listener.run()).detach();
     }
+    let busy = Arc::clone(&kick);
+    readiness::each_pass(move || busy.busy())?;
     glommio::spawn_local(tick(Rc::clone(&ctx), kick, connections)).detach();
     glommio::spawn_local(reload(Rc::clone(&ctx), Socket::adopt(signals.reload.into())?, log, sources, settings))
         .detach();
@@ -120,13 +122,14 @@ async fn wait_for_either(terminate: &mut Socket, interrupt: &mut Socket) {
 
 /// The pulse of the management connections, and the look back at what the cores did of late.
 async fn tick(ctx: Rc<Context>, kick: Arc<Kick>, connections: Rc<Connections>) {
-    let mut ticks = 0_u64;
+    let mut sweep_ms = 0;
     let mut window = Window::now(&ctx);
     loop {
         kick.due().await;
-        ticks += 1;
         connections.clock.advance();
-        if ticks.is_multiple_of(SWEEP_TICKS) {
+        let now_ms = connections.clock.now_ms();
+        if now_ms >= sweep_ms {
+            sweep_ms = now_ms + SWEEP_MS;
             date::refresh();
             connections.sweep();
             if window.since.elapsed() >= RECENT {

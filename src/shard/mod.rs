@@ -23,10 +23,10 @@ use crate::{
     store::Store,
 };
 
-/// Ticks between two sweeps of the deadlines (at a kick each 5 ms: ten a second).
-const SWEEP_TICKS: u64 = 20;
-/// Ticks between two looks for idle groups.
-const IDLE_TICKS: u64 = 200;
+/// Between two sweeps of the deadlines.
+const SWEEP_MS: u64 = 100;
+/// Between two looks for idle groups.
+const IDLE_MS: u64 = 1_000;
 
 /// Per core: everything a core owns.
 #[derive(Debug)]
@@ -43,7 +43,11 @@ impl Shard {
         let listener = |(socket, roles)| Listener::new(socket, roles, Rc::clone(&ctx), Rc::clone(&connections));
         let listeners = sockets.into_iter().map(listener).collect::<io::Result<_>>()?;
         let (mesh, me) = (ctx.mesh.clone(), ctx.shard);
-        readiness::each_pass(move || mesh.look(me))?;
+        let busy = Arc::clone(&kick);
+        readiness::each_pass(move || {
+            mesh.look(me);
+            busy.busy();
+        })?;
         Ok(Rc::new(Self { ctx, connections, listeners, kick }))
     }
 
@@ -160,13 +164,15 @@ impl Shard {
     async fn tick(self: Rc<Self>) {
         let cells = &self.ctx.metrics.cells;
         let mut refreshed_at = Instant::now();
+        let (mut sweep_ms, mut idle_ms) = (0, 0);
         loop {
             let late = self.kick.due().await;
             self.ctx.metrics.loop_delay.record(late);
             cells.ticks.add(1);
             self.connections.clock.advance();
-            let ticks = cells.ticks.get();
-            if ticks.is_multiple_of(SWEEP_TICKS) {
+            let now_ms = self.connections.clock.now_ms();
+            if now_ms >= sweep_ms {
+                sweep_ms = now_ms + SWEEP_MS;
                 date::refresh();
                 cells.connections_expired.add(self.connections.sweep());
                 if self.ctx.drain_phase() == DrainPhase::Closing {
@@ -175,7 +181,8 @@ impl Shard {
                 }
                 self.gauges();
             }
-            if ticks.is_multiple_of(IDLE_TICKS) {
+            if now_ms >= idle_ms {
+                idle_ms = now_ms + IDLE_MS;
                 self.leave_idle_groups();
                 self.refresh_topics_if_due(&mut refreshed_at);
             }

@@ -313,7 +313,8 @@ pub const KEYS: &[Key] = &[
         path: "kafka.fetch_queue_kbytes",
         kind: Kind::Int { min: 64, max: 2_097_151 },
         default: Preset::Int(4_096),
-        doc: "KiB each group's consumer fetches ahead (`queued.max.messages.kbytes`).",
+        doc: "KiB each group's consumer fetches ahead (`queued.max.messages.kbytes`). A full queue is looked at each 20 ms, so one \
+              partition gives a group at most 50 times this a second.",
         hot: false,
     },
     Key {

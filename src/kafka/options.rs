@@ -102,8 +102,9 @@ pub fn consumer(config: &Config, group_id: &str) -> Options {
     // the answer to a rebalance under way.
     options.set("auto.offset.reset", "earliest");
     options.set("isolation.level", "read_committed").set("enable.partition.eof", "false");
-    // Per partition and without clients: small. A full queue is looked at again after 5 ms; the default of 1 s stalls readers.
-    options.set("queued.max.messages.kbytes", kafka.fetch_queue_kbytes.max(1)).set("fetch.queue.backoff.ms", 5);
+    // Per partition and without clients: small. A full queue is looked at again after 20 ms; the default of 1 s stalls readers, and 5 ms
+    // give them nothing more, but cost 500 idle groups with something to read 1.4 cores (`perf/results`, groups).
+    options.set("queued.max.messages.kbytes", kafka.fetch_queue_kbytes.max(1)).set("fetch.queue.backoff.ms", 20);
     // The byte bound above is the one that holds.
     options.set("queued.min.messages", 100_000);
     // One byte ends the broker's wait, so a new message is delivered at once; the wait only spaces empty fetches.

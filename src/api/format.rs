@@ -13,6 +13,9 @@ use crate::{
     store::{Delivery, Message, TAG_HEADER},
 };
 
+/// What stands before the payload in a frame.
+const FRAME_HEAD_BYTES: usize = 16;
+
 /// How a batch is written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Format {
@@ -78,10 +81,13 @@ fn deliveries(delivery: &Delivery, index: usize) -> u32 {
 fn write_frame(message: &Message, out: &mut Vec<u8>) {
     // A payload came through a limit far below 2 GiB, or from Kafka, whose own length is an i32.
     let length = i32::try_from(message.value.len()).unwrap_or(i32::MAX);
-    out.reserve(16 + message.value.len());
-    out.extend_from_slice(&message.partition.to_be_bytes());
-    out.extend_from_slice(&message.offset.to_be_bytes());
-    out.extend_from_slice(&length.to_be_bytes());
+    // Put together first: each appending looks whether there is room.
+    let mut head = [0; FRAME_HEAD_BYTES];
+    head[..4].copy_from_slice(&message.partition.to_be_bytes());
+    head[4..12].copy_from_slice(&message.offset.to_be_bytes());
+    head[12..].copy_from_slice(&length.to_be_bytes());
+    out.reserve(FRAME_HEAD_BYTES + message.value.len());
+    out.extend_from_slice(&head);
     out.extend_from_slice(&message.value);
 }
 

@@ -90,11 +90,12 @@ impl Publish {
             headers: record_headers(head)?,
             partition: partition(&query)?,
         };
-        let topic =
-            with_topic_name(appid, topic, ver, |name| match ctx.data.as_ref().and_then(|data| data.topics.get(name)) {
+        let topic = names::with_kafka_topic(appid, topic, ver, |name| {
+            match ctx.data.as_ref().and_then(|data| data.topics.get(name)) {
                 Some(topic) => TopicRef::Known(topic),
                 None => TopicRef::Unknown(name.to_owned()),
-            });
+            }
+        });
         Ok(Self { topic, record, ack, is_async: query.flag("async")?, bytes_max, inflight })
     }
 
@@ -255,17 +256,6 @@ async fn within(
         Err(ProduceError::Unknown { reason: "DEADLINE" })
     };
     futures_lite::future::or(report, late).await
-}
-
-/// Runs `use_name` with Kafka's name of the topic, in a buffer that is kept.
-fn with_topic_name<T>(appid: &str, topic: &str, ver: &str, use_name: impl FnOnce(&str) -> T) -> T {
-    thread_local! {
-        static NAME: std::cell::RefCell<String> = const { std::cell::RefCell::new(String::new()) };
-    }
-    NAME.with_borrow_mut(|name| {
-        names::kafka_topic(name, appid, topic, ver);
-        use_name(name)
-    })
 }
 
 fn check_size(head: &Head<'_>, bytes_max: usize) -> Result<(), Problem> {

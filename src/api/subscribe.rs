@@ -38,8 +38,7 @@ const MESH_GRACE: Duration = Duration::from_secs(5);
 /// A read whose head was found good.
 #[derive(Debug)]
 pub struct Subscribe {
-    topic_name: String,
-    group_id: String,
+    key: GroupKey,
     reset: Reset,
     spec: FetchSpec,
     format: Format,
@@ -97,9 +96,10 @@ impl Subscribe {
             linger: query.duration("linger", LINGER_MAX)?.unwrap_or(LINGER_DEFAULT),
             filter: tag.and_then(TagFilter::parse),
         };
-        let mut topic_name = String::new();
-        names::kafka_topic(&mut topic_name, owner, topic, ver);
-        let group_id = names::kafka_group(reader, group);
+        let key = GroupKey {
+            topic: names::with_kafka_topic(owner, topic, ver, |name| Arc::from(name)),
+            group_id: names::with_kafka_group(reader, group, |name| Arc::from(name)),
+        };
         let format = match Format::by_accept(head.field("accept")) {
             Some(format) => format,
             // One message is given as it is, whatever the client accepts.
@@ -108,25 +108,21 @@ impl Subscribe {
                 return Err(Problem::new(&codes::NOT_SUPPORTED, "text/event-stream is not built yet in this version"));
             }
         };
-        Ok(Self { topic_name, group_id, reset, spec, format })
+        Ok(Self { key, reset, spec, format })
     }
 
     /// The core the group lives on.
     pub fn home(&self, ctx: &Context) -> ShardId {
-        ctx.mesh.home(home_hash(&self.topic_name, &self.group_id))
+        ctx.mesh.home(home_hash(&self.key.topic, &self.key.group_id))
     }
 
     pub async fn run(self, ctx: &Rc<Context>, stamp: &Stamp) -> Result<Reply, Problem> {
         let home = self.home(ctx);
-        let topic = ctx.find_topic(&self.topic_name, false).await?;
+        let topic = ctx.find_topic(&self.key.topic, false).await?;
         let is_single = self.spec.messages_max == 1;
-        let group_id: Arc<str> = self.group_id.into();
-        let request = FetchRequest {
-            key: GroupKey { topic: self.topic_name.into(), group_id: Arc::clone(&group_id) },
-            partitions: topic.partitions.get(),
-            reset: self.reset,
-            spec: self.spec,
-        };
+        let group_id = Arc::clone(&self.key.group_id);
+        let request =
+            FetchRequest { key: self.key, partitions: topic.partitions.get(), reset: self.reset, spec: self.spec };
         let lease = if home == ctx.shard {
             fetch_here(ctx, &request).await.map(|(group, delivery)| Lease::Local { group, delivery })
         } else {

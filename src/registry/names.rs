@@ -3,7 +3,7 @@
 //! Checked before any look-up or Kafka call, so nothing a client writes reaches Kafka unchecked. The rules are the contract's
 //! (`api.md` section 1).
 
-use std::fmt::Write;
+use std::{cell::RefCell, fmt::Write};
 
 use crate::limits;
 
@@ -20,7 +20,7 @@ pub fn is_ver(text: &[u8]) -> bool {
 
 /// Writes Kafka's name of a topic into `out`: `appid.topic.ver`, and for a `ver` of two or more digits
 /// `.adler32(appid + topic) % 1000` behind it. The parts are valid names.
-pub fn kafka_topic(out: &mut String, appid: &str, topic: &str, ver: &str) {
+fn kafka_topic(out: &mut String, appid: &str, topic: &str, ver: &str) {
     debug_assert!(is_name(appid.as_bytes()) && is_name(topic.as_bytes()) && is_ver(ver.as_bytes()));
     out.clear();
     for part in [appid, ".", topic, ".", ver] {
@@ -33,9 +33,31 @@ pub fn kafka_topic(out: &mut String, appid: &str, topic: &str, ver: &str) {
     }
 }
 
-/// Kafka's name of a group: `<reader appid>.<group>`.
-pub fn kafka_group(reader: &str, group: &str) -> String {
-    format!("{reader}.{group}")
+/// Runs `use_name` with Kafka's name of the topic (see [`kafka_topic`]), in a buffer that is kept.
+pub fn with_kafka_topic<T>(appid: &str, topic: &str, ver: &str, use_name: impl FnOnce(&str) -> T) -> T {
+    with_buffer(|name| {
+        kafka_topic(name, appid, topic, ver);
+        use_name(name)
+    })
+}
+
+/// Runs `use_name` with Kafka's name of a group, `<reader appid>.<group>`, in a buffer that is kept.
+pub fn with_kafka_group<T>(reader: &str, group: &str, use_name: impl FnOnce(&str) -> T) -> T {
+    with_buffer(|name| {
+        name.clear();
+        for part in [reader, ".", group] {
+            name.push_str(part);
+        }
+        use_name(name)
+    })
+}
+
+/// A buffer that is kept, for a name that every request makes anew. `write` makes no other name meanwhile.
+fn with_buffer<T>(write: impl FnOnce(&mut String) -> T) -> T {
+    thread_local! {
+        static NAME: RefCell<String> = const { RefCell::new(String::new()) };
+    }
+    NAME.with_borrow_mut(write)
 }
 
 /// The reader's app in Kafka's name of a group.

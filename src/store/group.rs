@@ -114,6 +114,13 @@ struct Part {
     latest: Offset,
 }
 
+impl Part {
+    /// Messages that the next fetch may take.
+    fn deliverable(&self) -> usize {
+        self.ready.len() + self.table.returned()
+    }
+}
+
 #[derive(Debug)]
 struct Waiter {
     messages_max: usize,
@@ -212,7 +219,7 @@ impl Group {
             return 0;
         }
         let wanted: usize = self.waiters.borrow().iter().map(|w| w.messages_max).sum();
-        let ready: usize = self.parts.borrow().iter().map(|p| p.ready.len() + p.table.returned()).sum();
+        let ready: usize = self.parts.borrow().iter().map(Part::deliverable).sum();
         wanted.saturating_sub(ready)
     }
 
@@ -426,6 +433,10 @@ impl Group {
     fn take(&self, spec: &FetchSpec, taken: &mut Taken<'_>) {
         let filter = self.filter.borrow();
         let mut parts = self.parts.borrow_mut();
+        // At once what the answer can take of it, rather than by doubling.
+        let ready: usize = parts.iter().map(Part::deliverable).sum();
+        let messages = &mut taken.delivery.messages;
+        messages.reserve(ready.min(spec.messages_max.saturating_sub(messages.len())));
         let count = parts.len();
         let start = self.turn.get();
         self.turn.set(start.wrapping_add(1));
@@ -549,7 +560,9 @@ fn take_from(
     let mut span: Option<(Offset, Offset)> = None;
     let mut skipped = false;
     while !is_full(spec, taken) {
-        let message = if let Some((message, deliveries)) = part.table.redeliver(lease) {
+        let message = if part.table.returned() > 0
+            && let Some((message, deliveries)) = part.table.redeliver(lease)
+        {
             if filter.is_some_and(|f| !f.passes(&message)) {
                 // It was returned under an earlier filter; the present readers do not want it.
                 part.table.ack(lease, message.offset, message.offset);
@@ -566,7 +579,7 @@ fn take_from(
                 skipped = true;
                 continue;
             }
-            part.table.deliver(lease, message.clone());
+            part.table.deliver(lease, &message);
             message
         } else {
             break;

@@ -69,14 +69,14 @@ impl LeaseTable {
     }
 
     /// Hands out a new message under `lease`. Messages come in offset order; gaps (compaction, markers) are fine.
-    pub fn deliver(&mut self, lease: LeaseId, message: Message) {
+    pub fn deliver(&mut self, lease: LeaseId, message: &Message) {
         debug_assert!(self.is_new(message.offset), "the source delivers in offset order");
         self.leased += 1;
         self.entries.push_back(Entry {
             offset: message.offset,
             state: State::Leased(lease),
             deliveries: 1,
-            message: Some(message),
+            message: Some(message.clone()),
         });
     }
 
@@ -135,12 +135,10 @@ impl LeaseTable {
     }
 
     fn advance(&mut self) {
-        while let Some(front) = self.entries.front() {
-            if front.state != State::Acked {
-                break;
-            }
-            self.end = front.offset + 1;
-            self.entries.pop_front();
+        let acked = self.entries.iter().take_while(|entry| entry.state == State::Acked).count();
+        // Dropped where they stand: popping would move each of them out first.
+        if let Some(last) = self.entries.drain(..acked).next_back() {
+            self.end = last.offset + 1;
         }
     }
 }
@@ -158,9 +156,9 @@ mod tests {
     #[test]
     fn the_end_stops_at_a_gap() {
         let mut table = LeaseTable::new(10);
-        table.deliver(1, message(10));
-        table.deliver(2, message(11));
-        table.deliver(3, message(12));
+        table.deliver(1, &message(10));
+        table.deliver(2, &message(11));
+        table.deliver(3, &message(12));
         assert_eq!(table.ack(2, 11, 11), 1);
         assert_eq!(table.ack(3, 12, 12), 1);
         assert_eq!(table.end(), 10);
@@ -171,8 +169,8 @@ mod tests {
     #[test]
     fn an_ack_touches_its_own_lease_only() {
         let mut table = LeaseTable::new(0);
-        table.deliver(1, message(0));
-        table.deliver(2, message(1));
+        table.deliver(1, &message(0));
+        table.deliver(2, &message(1));
         assert_eq!(table.ack(2, 0, 1), 1);
         assert_eq!(table.end(), 0);
         assert_eq!(table.ack(2, 0, 1), 0, "a second ack changes nothing");
@@ -181,8 +179,8 @@ mod tests {
     #[test]
     fn returned_messages_come_again_first_and_counted() {
         let mut table = LeaseTable::new(0);
-        table.deliver(1, message(0));
-        table.deliver(1, message(1));
+        table.deliver(1, &message(0));
+        table.deliver(1, &message(1));
         assert_eq!(table.give_back(1, 0, 1), 2);
         let (again, deliveries) = table.redeliver(2).expect("two were returned");
         assert_eq!((again.offset, deliveries), (0, 2));
@@ -194,7 +192,7 @@ mod tests {
         let mut table = LeaseTable::new(0);
         table.skip(5);
         assert_eq!(table.end(), 6);
-        table.deliver(1, message(9));
+        table.deliver(1, &message(9));
         table.skip(12);
         assert_eq!(table.end(), 6);
         table.ack(1, 9, 9);
@@ -220,7 +218,7 @@ mod tests {
                 match random(5) {
                     0 | 1 => {
                         lease += 1;
-                        table.deliver(lease, message(next));
+                        table.deliver(lease, &message(next));
                         open.push((lease, next));
                         next += 1;
                     }

@@ -90,7 +90,7 @@ flame: ## Record where the CPU time goes, publishing and subscribing on Kafka, i
 	perf/flame
 
 instructions: build ## Count instructions, allocations and copies per request, by valgrind; the same on a busy machine (BENCH= for options)
-	@.ci/tools build bench
+	@.ci/tools build instructions
 	perf/instructions --gateway $(KATEWAY) $(BENCH)
 
 config: build ## Write config/kateway.toml and config/error-codes.md anew from the source
@@ -103,7 +103,7 @@ kafka-jars: ## Fetch the Kafka that the tests start (they do it themselves when 
 	  -DoutputDirectory=$(CURDIR)/tests/.cache/kafka-3.9.1
 
 tools: ## Install what build, tests and benchmarks need (apt-get, as root or with sudo)
-	@.ci/tools build test bench
+	@.ci/tools build test bench instructions
 
 clean: ## Remove what was built; fetched jars and benchmark results stay
 	$(CARGO) clean

@@ -1,4 +1,4 @@
-//! Linking: `src/kafka/native/spin.rs` stands in front of one function of librdkafka, and says why.
+//! Linking: `src/kafka/native/linger.rs` stands in front of one function of librdkafka, and says why.
 
 fn main() {
     println!("cargo:rustc-link-arg=-Wl,--wrap=rd_kafka_msgq_allow_wakeup_at");

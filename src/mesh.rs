@@ -165,9 +165,13 @@ impl Kick {
         }
     }
 
-    /// From the core: it has work. A core that does not say so is kicked less often.
-    pub fn busy(&self) {
-        self.is_busy.store(true, Ordering::Relaxed);
+    /// From the core: it has work. A core that does not say so is kicked less often. Whether this is news since the last kick.
+    pub fn busy(&self) -> bool {
+        let is_news = !self.is_busy.load(Ordering::Relaxed);
+        if is_news {
+            self.is_busy.store(true, Ordering::Relaxed);
+        }
+        is_news
     }
 
     /// From the kicker thread: whether the core had work since the last call.

@@ -102,7 +102,7 @@ pub const KEYS: &[Key] = &[
         kind: Kind::Int { min: 0, max: 1_000 },
         default: Preset::Int(5),
         doc: "Milliseconds between two wake-ups of every shard by the kicker thread, which undoes an executor parked with \
-              work to do; ten times as long while all are idle. 0 switches it off: for tests only.",
+              work to do; 50 while all are idle. 0 switches it off: for tests only.",
         hot: false,
     },
     Key {
@@ -314,7 +314,7 @@ pub const KEYS: &[Key] = &[
         kind: Kind::Int { min: 64, max: 2_097_151 },
         default: Preset::Int(4_096),
         doc: "KiB each group's consumer fetches ahead (`queued.max.messages.kbytes`). A full queue is looked at each 20 ms, so one \
-              partition gives a group at most 50 times this a second.",
+              partition gives a group little more than 50 times this a second.",
         hot: false,
     },
     Key {

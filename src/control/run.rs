@@ -90,8 +90,12 @@ pub async fn run(control: Control) -> io::Result<()> {
         let listener = Listener::new(socket, roles, Rc::clone(&ctx), Rc::clone(&connections))?;
         glommio::spawn_local(listener.run()).detach();
     }
-    let busy = Arc::clone(&kick);
-    readiness::each_pass(move || busy.busy())?;
+    let (busy, clock) = (Arc::clone(&kick), connections.clock.clone());
+    readiness::each_pass(move || {
+        if busy.busy() {
+            clock.advance();
+        }
+    })?;
     glommio::spawn_local(tick(Rc::clone(&ctx), kick, connections)).detach();
     glommio::spawn_local(reload(Rc::clone(&ctx), Socket::adopt(signals.reload.into())?, log, sources, settings))
         .detach();

@@ -9,15 +9,16 @@
 //! librdkafka counts a thread's sleep in whole milliseconds: whatever its `linger.ms`, a batch that no later record pushes out waits up to
 //! a millisecond more, and clients that wait for their answers send no later record. So a lone publish took 1.4 ms, and 64 connections
 //! reached 35k/s where 51k/s are possible (`perf/results`, batching). With linger 0 each record is nearly its own request. A nudge is
-//! `rd_kafka_flush` with no time: it wakes the threads and waits for nothing. While records keep coming none is needed: each that finds
-//! an older one past its linger wakes the thread.
+//! `rd_kafka_flush` with no time: it wakes the threads and waits for nothing. While records keep coming none is needed as a rule: one that
+//! finds an older one of its partition past its linger wakes the thread.
 //!
 //! A record with no other under way, if that was so for the one before it too, is sent at once: nobody would join it but by chance, and
 //! the thread that its coming wakes sends it, without a nudge. (The first after a batch has come back is not alone for long.) From [`MANY`] on the linger doubles: what is under way anyway hides it, and larger batches save both sides CPU
-//! (`perf/results`, linger). Between the two it is `kafka.linger_us`: for few clients that all wait, a longer one is idle time.
+//! (`perf/results`, compare). Between the two it is `kafka.linger_us`: for few clients that all wait, a longer one is idle time.
 //!
 //! Invariant: after the last record given to librdkafka that was not alone there is a nudge a linger later, if its report has not come
-//! by then; while records keep coming there is one each [`FLOWING_MAX`] lingers, for a broker that they do not go to. Per core.
+//! by then (two, if the linger has just fallen); while records keep coming there is one each [`FLOWING_MAX`] lingers, for a broker that
+//! they do not go to. Per core.
 
 use std::{
     cell::{Cell, RefCell},
@@ -70,7 +71,7 @@ impl Nudge {
     pub fn fit(&self, waiting: u64) {
         let is_alone = waiting <= 1;
         let linger = match waiting {
-            _ if self.was_alone.replace(is_alone) && is_alone => Duration::ZERO,
+            _ if self.was_alone.replace(is_alone) && is_alone && self.obeyed.is_obeyed() => Duration::ZERO,
             MANY.. => 2 * self.base,
             _ => self.base,
         };
@@ -132,7 +133,9 @@ mod tests {
     const LINGER: Duration = Duration::from_secs(1);
 
     fn nudge(base: Duration) -> Nudge {
-        let nudge = Nudge::new(base, Linger::new(base));
+        let linger = Linger::new(base);
+        linger.obey();
+        let nudge = Nudge::new(base, linger);
         nudge.fit(2);
         nudge
     }

@@ -21,8 +21,11 @@ const RECORD_OVERHEAD_BYTES: usize = 64 * 1024;
 const MESSAGE_BYTES_USUAL: usize = 1_000_000;
 
 /// How long records without a key go to the same partition. Each request of librdkafka carries one partition, so staying makes
-/// batches larger: half the brokers' CPU, 1.3 to 1.4 x the rate with three brokers, against 1 ms (`perf/results`, spin).
+/// batches larger: with three brokers 1.4 x the rate and half the brokers' CPU against 1 ms (`perf/results`, compare).
 const STICKY_MS: u64 = 20;
+/// The same for ack=all, which has one batch of a partition under way at a time (`native/linger.rs`): a longer stay gained nothing, and
+/// with distant brokers would queue records behind that batch while other partitions are free.
+const STICKY_ALL_MS: u64 = 5;
 
 /// What one fetch answer may hold: messages are handed out without a copy, so each keeps its answer alive.
 const FETCH_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -69,7 +72,8 @@ pub fn producer(config: &Config, ack: Ack) -> Options {
     // Hash of the key as Kafka's Java client has it; records without a key go wherever the current batch goes.
     options.set("partitioner", "murmur2_random");
     options.set("linger.ms", fraction_ms(kafka.linger_us));
-    options.set("sticky.partitioning.linger.ms", STICKY_MS.max((kafka.linger_us * 2).div_ceil(1000)));
+    let sticky_ms = if ack == Ack::All { STICKY_ALL_MS } else { STICKY_MS };
+    options.set("sticky.partitioning.linger.ms", sticky_ms.max((kafka.linger_us * 2).div_ceil(1000)));
     options.set("batch.size", kafka.batch_bytes_max).set("batch.num.messages", 10_000);
     options.set("compression.codec", &kafka.compression);
     let message_bytes_max = (config.publish.message_bytes_max + RECORD_OVERHEAD_BYTES).max(MESSAGE_BYTES_USUAL);
@@ -103,7 +107,7 @@ pub fn consumer(config: &Config, group_id: &str) -> Options {
     options.set("auto.offset.reset", "earliest");
     options.set("isolation.level", "read_committed").set("enable.partition.eof", "false");
     // Per partition and without clients: small. A full queue is looked at again after 20 ms; the default of 1 s stalls readers, and 5 ms
-    // give them nothing more, but cost 500 idle groups with something to read 1.4 cores (`perf/results`, groups).
+    // give them nothing more, but cost 500 idle groups with something to read 1.4 cores (commit 82d2ab3).
     options.set("queued.max.messages.kbytes", kafka.fetch_queue_kbytes.max(1)).set("fetch.queue.backoff.ms", 20);
     // The byte bound above is the one that holds.
     options.set("queued.min.messages", 100_000);

@@ -98,11 +98,12 @@ impl Producer {
         }
         let pipe = self.pipe()?;
         let bytes = record.value.len();
-        pipe.nudge.fit(pipe.outbox.borrow().lent().0 + 1);
         let sent = {
             let mut topics = pipe.topics.borrow_mut();
             let handle = open_topic(&pipe.client, &mut topics, topic)?;
-            pipe.outbox.borrow_mut().send(handle, record, Pending { wait, is_overdue: false })
+            let mut outbox = pipe.outbox.borrow_mut();
+            pipe.nudge.fit(outbox.lent().0 + 1);
+            outbox.send(handle, record, Pending { wait, is_overdue: false })
         };
         match sent {
             Ok(ticket) => {

@@ -43,10 +43,13 @@ impl Shard {
         let listener = |(socket, roles)| Listener::new(socket, roles, Rc::clone(&ctx), Rc::clone(&connections));
         let listeners = sockets.into_iter().map(listener).collect::<io::Result<_>>()?;
         let (mesh, me) = (ctx.mesh.clone(), ctx.shard);
-        let busy = Arc::clone(&kick);
+        let (busy, clock) = (Arc::clone(&kick), connections.clock.clone());
         readiness::each_pass(move || {
             mesh.look(me);
-            busy.busy();
+            // Deadlines count from here, however long ago the last tick of an idle core was.
+            if busy.busy() {
+                clock.advance();
+            }
         })?;
         Ok(Rc::new(Self { ctx, connections, listeners, kick }))
     }

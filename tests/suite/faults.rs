@@ -74,6 +74,22 @@ impl Scene {
     }
 }
 
+/// A broker that answers nothing until this is dropped.
+struct Frozen(u32);
+
+impl Frozen {
+    fn new(id: u32) -> Self {
+        kafka().freeze(id);
+        Self(id)
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        kafka().thaw(self.0);
+    }
+}
+
 fn leader_of_first_partition(topic: &Topic) -> u32 {
     u32::try_from(kafka().admin().leader(&topic.in_kafka(), 0)).expect("the partition has a leader")
 }
@@ -112,12 +128,12 @@ fn broker_frozen_and_thawed() {
 }
 
 /// With records of `ack=all` in flight and more behind them, librdkafka's threads spin by themselves, at a core for each broker
-/// (`src/kafka/native/spin.rs`).
+/// (`src/kafka/native/linger.rs`).
 fn waiting_for_a_frozen_broker_is_idle() {
     const CONNECTIONS: u32 = 40;
     let topic = Topic::fresh("waiting");
     kafka().admin().create_topic(&topic.in_kafka(), 1);
-    let gateway = Kateway::kafka(&kafka().bootstrap()).start();
+    let gateway = Kateway::kafka(&kafka().bootstrap()).shards(1).start();
     let ledger = Arc::new(Ledger::new(u64::from(gateway.pid())));
     let mut plan = Plan::new(gateway.publish, &topic.appid, &topic.name);
     plan.connections = CONNECTIONS;
@@ -125,7 +141,7 @@ fn waiting_for_a_frozen_broker_is_idle() {
     let scene = Scene { topic, gateway, ledger, load };
     scene.wait_more(2_000);
     let leader = leader_of_first_partition(&scene.topic);
-    kafka().freeze(leader);
+    let frozen = Frozen::new(leader);
     wait_until(Duration::from_secs(2), "every publisher waits", || {
         scene.gateway.scrape().sum("kateway_producer_queue_messages", &[]) >= f64::from(CONNECTIONS)
     });
@@ -134,7 +150,7 @@ fn waiting_for_a_frozen_broker_is_idle() {
     // Within `message.timeout.ms`, after which nothing is under way any more.
     wait_until(Duration::from_secs(5), "a second went by", || start.elapsed() > Duration::from_secs(1));
     let (used, took) = (cpu().saturating_sub(before), start.elapsed());
-    kafka().thaw(leader);
+    drop(frozen);
     kafka().wait_whole();
     scene.wait_more(500);
     let (verdict, tally) = scene.close("waiting");

@@ -10,8 +10,9 @@
 //! `linger.ms` is fixed when a client is made, and no one value serves a lone record and many connections (`kafka/batching.rs`). An
 //! idempotent producer (ack=all) sends nothing more for a partition with five records in flight, and all that time the thread is told
 //! to wake now, because the next batch is past its linger: 165 calls of poll(2) a record, a core for each broker (`perf/results`,
-//! spin). There is no option against either. An answer, and a record for another partition, wake the thread whatever its sleep, so the
-//! pause delays nothing (src: rd_kafka_broker_producer_serve).
+//! compare). There is no option against either. An answer, and the first record of another partition, wake the thread whatever its sleep
+//! (src: rd_kafka_broker_producer_serve); a record that the spin would have sent the moment it had lingered waits for the core's nudge,
+//! as with ack=local.
 //!
 //! The linker puts [`__wrap_rd_kafka_msgq_allow_wakeup_at`] in front of the function (`build.rs`, `--wrap`); arguments are passed on, no
 //! struct of librdkafka's is read. In a librdkafka other than the one this was read in it only passes on. A thread knows whose it is
@@ -23,7 +24,7 @@ use std::{
     ptr,
     sync::{
         Arc,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
     time::Duration,
 };
@@ -32,6 +33,9 @@ use rdkafka::bindings as rd;
 
 /// librdkafka 2.12.1, in which the function and its callers were read.
 const READ_IN: c_int = 0x020c_01ff;
+
+/// librdkafka's rd_bool_t (src: rdtypes.h).
+type RdBool = u8;
 
 /// The least that librdkafka sleeps, which counts whole milliseconds.
 const PAUSE_US: i64 = 1_000;
@@ -46,18 +50,31 @@ thread_local! {
 
 /// How long records of one client linger. Written by the core, read by librdkafka's threads when they look for what to send.
 #[derive(Debug)]
-pub struct Linger(AtomicI64);
+pub struct Linger {
+    us: AtomicI64,
+    /// A thread of the client has found this, in a librdkafka that is known.
+    is_obeyed: AtomicBool,
+}
 
 impl Linger {
     pub fn new(linger: Duration) -> Arc<Self> {
-        let this = Arc::new(Self(AtomicI64::new(0)));
+        let this = Self { us: AtomicI64::new(0), is_obeyed: AtomicBool::new(false) };
         this.set(linger);
-        this
+        Arc::new(this)
+    }
+
+    /// Whether [`Linger::set`] has an effect; else `linger.ms` holds.
+    pub fn is_obeyed(&self) -> bool {
+        self.is_obeyed.load(Ordering::Relaxed)
+    }
+
+    pub(in crate::kafka) fn obey(&self) {
+        self.is_obeyed.store(true, Ordering::Relaxed);
     }
 
     /// From here on, for records that wait already too.
     pub fn set(&self, linger: Duration) {
-        self.0.store(i64::try_from(linger.as_micros()).unwrap_or(i64::MAX), Ordering::Relaxed);
+        self.us.store(i64::try_from(linger.as_micros()).unwrap_or(i64::MAX), Ordering::Relaxed);
     }
 
     /// Has the client's threads obey this.
@@ -90,7 +107,14 @@ unsafe extern "C" fn thread_started(
     _name: *const c_char,
     this: *mut c_void,
 ) -> rd::rd_kafka_resp_err_t {
-    OF_CLIENT.set(this.cast_const().cast());
+    let this: *const Linger = this.cast_const().cast();
+    OF_CLIENT.set(this);
+    // SAFETY: as given to `attach`; kept until the client's threads have ended.
+    if let Some(this) = unsafe { this.as_ref() }
+        && is_known()
+    {
+        this.obey();
+    }
     rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR
 }
 
@@ -104,7 +128,7 @@ unsafe extern "C" {
         linger_us: i64,
         batch_messages: i32,
         batch_bytes: i64,
-    ) -> c_int;
+    ) -> RdBool;
 }
 
 /// See the module text. Called by librdkafka's broker threads.
@@ -120,11 +144,11 @@ unsafe extern "C" fn __wrap_rd_kafka_msgq_allow_wakeup_at(
     linger_us: i64,
     batch_messages: i32,
     batch_bytes: i64,
-) -> c_int {
+) -> RdBool {
     // SAFETY: null, or kept by the client, which ends its threads before it lets go of it.
     let chosen = unsafe { OF_CLIENT.get().as_ref() };
     let linger_us = match chosen {
-        Some(chosen) if linger_us > FLUSHING_US && is_known() => chosen.0.load(Ordering::Relaxed),
+        Some(chosen) if linger_us > FLUSHING_US && is_known() => chosen.us.load(Ordering::Relaxed),
         _ => linger_us,
     };
     // SAFETY: null or the caller's own.

@@ -170,6 +170,8 @@ impl Client {
             ptr
         };
         let Some(ptr) = NonNull::new(ptr) else {
+            // A client that failed late may leave threads behind (src: rd_kafka_init_wait).
+            std::mem::forget(linger);
             // SAFETY: librdkafka terminates what it writes there.
             return Err(unsafe { CStr::from_ptr(text.as_ptr()) }.to_string_lossy().into_owned());
         };

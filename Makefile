@@ -19,7 +19,7 @@ BENCH ?=
 ONLY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run build check test unit suite bench bench-scale bench-compare bench-tools bench-peers bench-quick flame instructions config kafka-jars tools clean
+.PHONY: help run build check test unit suite bench bench-scale bench-compare bench-tools bench-peers bench-quick flame instructions syscalls config kafka-jars tools clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -92,6 +92,9 @@ flame: ## Record where the CPU time goes, publishing and subscribing on Kafka, i
 instructions: build ## Count instructions, allocations and copies per request, by valgrind; the same on a busy machine (BENCH= for options)
 	@.ci/tools build instructions
 	perf/instructions --gateway $(KATEWAY) $(BENCH)
+
+syscalls: bench-tools ## Count system calls per request, by thread, with perf (BENCH= for options; wants root)
+	perf/syscalls $(BENCH)
 
 config: build ## Write config/kateway.toml and config/error-codes.md anew from the source
 	$(KATEWAY) check --sample > config/kateway.toml

@@ -222,6 +222,8 @@ where
         let planned = with_head(request.uri(), &request, |head| plan.plan(head));
         let answered = answer.answer(planned, RequestBody { incoming: request.into_body() });
         let flushing = Rc::clone(&flushing);
+        // On the heap: hyper and the executor move it several times, and it has room for every kind of answer.
+        let answered = Box::pin(answered);
         async move { Ok::<_, std::convert::Infallible>(response(answered.await, flushing, open)) }
     });
     let connection = http2::Builder::new(LocalExecutor)

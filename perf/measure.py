@@ -18,9 +18,11 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 HERE = pathlib.Path(__file__).resolve().parent
+TRACING = pathlib.Path("/sys/kernel/tracing")
 TICK_US = 1_000_000 // os.sysconf("SC_CLK_TCK")
 # What nginx answers, as the gateway would.
 NGINX_ANSWER = '{"partition":0,"offset":123456}'
@@ -268,6 +270,34 @@ def measured_run(port, path, connections, duration_s, pids, other_pids=(), **opt
     if other_pids:
         run["broker_cpu_us"] = round((sum(after_other) - sum(before_other)) / good, 3)
     return run
+
+
+def count_calls(groups, events, port, path, connections, duration_s, core=None):
+    """Events per request while wrk runs, of each group of threads: `{name: ["-p", pids] or ["-t", tids]}`. An event without a colon
+    is a system call. By perf's tracepoints, which want root; strace would slow the server so much that batches, and with them the
+    counts, change. Returns wrk's run and the counts by group."""
+    if not (TRACING / "events").is_dir():
+        subprocess.run(["mount", "-t", "tracefs", "nodev", str(TRACING)], check=False, stderr=subprocess.DEVNULL)
+    if not (TRACING / "events").is_dir():
+        raise Failure(f"no tracepoints: {TRACING} cannot be mounted (wants root)")
+    named = ",".join(event if ":" in event or "-" in event else f"syscalls:sys_enter_{event}" for event in events)
+    with Children() as watchers, tempfile.TemporaryDirectory(prefix="calls.") as directory:
+        reports = {name: pathlib.Path(directory) / name for name in groups}
+        perf = [watchers.start(["perf", "stat", "-x", ";", "-o", reports[name], "-e", named, *threads]) for name, threads in groups.items()]
+        # perf says nothing when it has attached; what it misses of the first moment is lost in seconds of load.
+        time.sleep(0.5)
+        run = wrk(port, path, connections, duration_s, core)
+        for watcher in perf:
+            watcher.send_signal(signal.SIGINT)
+            watcher.wait(timeout=10)
+        counts = {}
+        for name, report in reports.items():
+            rows = [line.split(";") for line in report.read_text().splitlines()]
+            counts[name] = {row[2].removeprefix("syscalls:sys_enter_"): int(row[0]) / run["requests"]
+                            for row in rows if len(row) > 2 and row[0].isdigit()}
+            if not counts[name]:
+                raise Failure(f"perf counted nothing of {name}: {report.read_text()}")
+    return run, counts
 
 
 def median(rows, name):

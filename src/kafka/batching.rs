@@ -13,8 +13,9 @@
 //! finds an older one of its partition past its linger wakes the thread.
 //!
 //! A record with no other under way, if that was so for the one before it too, is sent at once: nobody would join it but by chance, and
-//! the thread that its coming wakes sends it, without a nudge. (The first after a batch has come back is not alone for long.) From [`MANY`] on the linger doubles: what is under way anyway hides it, and larger batches save both sides CPU
-//! (`perf/results`, compare). Between the two it is `kafka.linger_us`: for few clients that all wait, a longer one is idle time.
+//! the thread that its coming wakes sends it, without a nudge. (The first after a batch has come back is not alone for long.) From
+//! [`MANY`] on the linger doubles: what is under way anyway hides it, and larger batches save both sides CPU (`perf/results`, compare).
+//! Between the two it is `kafka.linger_us`: for few clients that all wait, a longer one is idle time.
 //!
 //! Invariant: after the last record given to librdkafka that was not alone there is a nudge a linger later, if its report has not come
 //! by then (two, if the linger has just fallen); while records keep coming there is one each [`FLOWING_MAX`] lingers, for a broker that
@@ -57,6 +58,7 @@ pub(super) struct Nudge {
 
 impl Nudge {
     pub fn new(base: Duration, obeyed: Arc<Linger>) -> Self {
+        obeyed.set(base);
         Self {
             base,
             linger: Cell::new(base),
@@ -70,10 +72,13 @@ impl Nudge {
     /// A record is about to be given to librdkafka, and `waiting` with it will be without a report.
     pub fn fit(&self, waiting: u64) {
         let is_alone = waiting <= 1;
-        let linger = match waiting {
-            _ if self.was_alone.replace(is_alone) && is_alone && self.obeyed.is_obeyed() => Duration::ZERO,
-            MANY.. => 2 * self.base,
-            _ => self.base,
+        let was_alone = self.was_alone.replace(is_alone);
+        let linger = if was_alone && is_alone && self.obeyed.is_obeyed() {
+            Duration::ZERO
+        } else if waiting < MANY {
+            self.base
+        } else {
+            2 * self.base
         };
         if self.linger.replace(linger) != linger {
             self.obeyed.set(linger);
@@ -133,7 +138,7 @@ mod tests {
     const LINGER: Duration = Duration::from_secs(1);
 
     fn nudge(base: Duration) -> Nudge {
-        let linger = Linger::new(base);
+        let linger = Arc::new(Linger::default());
         linger.obey();
         let nudge = Nudge::new(base, linger);
         nudge.fit(2);

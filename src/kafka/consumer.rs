@@ -110,7 +110,7 @@ impl Member {
             let options = options::consumer(&self.around.config, &self.group.group_id);
             let (offload, topic) = (self.around.offload.clone(), self.topic.clone());
             let made = self.around.offload.run(move || {
-                let (client, hear) = Client::create(Kind::Consumer, &options, None, &offload)?;
+                let (client, hear) = Client::create(Kind::Consumer, &options, &offload)?;
                 client.subscribe(&topic).map_err(|code| code.name().to_owned())?;
                 Ok::<_, String>((client, hear))
             });

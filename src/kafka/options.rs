@@ -72,6 +72,7 @@ pub fn producer(config: &Config, ack: Ack) -> Options {
     // Hash of the key as Kafka's Java client has it; records without a key go wherever the current batch goes.
     options.set("partitioner", "murmur2_random");
     options.set("linger.ms", fraction_ms(kafka.linger_us));
+    // At least twice the linger, as its default.
     let sticky_ms = if ack == Ack::All { STICKY_ALL_MS } else { STICKY_MS };
     options.set("sticky.partitioning.linger.ms", sticky_ms.max((kafka.linger_us * 2).div_ceil(1000)));
     options.set("batch.size", kafka.batch_bytes_max).set("batch.num.messages", 10_000);

@@ -18,7 +18,7 @@ use rdkafka::bindings::rd_kafka_resp_err_t as rd;
 use super::{
     batching::Nudge,
     delivery::{Pending, Pipe, Report, Wait, refusal},
-    native::{Client, ErrorCode, Kind, Linger, TopicHandle},
+    native::{Client, ErrorCode, Kind, TopicHandle},
     options,
     reach::Reach,
     stats::ProducerStats,
@@ -171,7 +171,8 @@ impl Producer {
             self.replace();
             return Err(ProduceError::NotStored { reason: "PRODUCER_RESTARTS" });
         }
-        let made = create(&self.config, self.ack, &self.offload);
+        let options = options::producer(&self.config, self.ack);
+        let made = Client::create(Kind::Producer, &options, &self.offload);
         self.install(made).ok_or(ProduceError::NotStored { reason: "NO_PRODUCER" })
     }
 
@@ -204,14 +205,15 @@ impl Producer {
         self.pipes.borrow().last().map(|(pipe, _)| Arc::clone(&pipe.client)).ok_or(())
     }
 
-    async fn make(&self) -> Made {
-        let (config, ack, offload) = (Arc::clone(&self.config), self.ack, self.offload.clone());
-        let made = self.offload.run(move || create(&config, ack, &offload)).await;
+    async fn make(&self) -> Result<(Arc<Client>, OwnedFd), String> {
+        let options = options::producer(&self.config, self.ack);
+        let offload = self.offload.clone();
+        let made = self.offload.run(move || Client::create(Kind::Producer, &options, &offload)).await;
         made.unwrap_or_else(|error| Err(format!("offload pool: {error:?}")))
     }
 
-    fn install(&self, made: Made) -> Option<Rc<Pipe>> {
-        let (client, hear, linger) = match made {
+    fn install(&self, made: Result<(Arc<Client>, OwnedFd), String>) -> Option<Rc<Pipe>> {
+        let (client, hear) = match made {
             Ok(made) => made,
             Err(text) => {
                 if let Some(held) = self.reach.log.pass(Instant::now()) {
@@ -220,7 +222,7 @@ impl Producer {
                 return None;
             }
         };
-        let nudge = Nudge::new(Duration::from_micros(self.config.kafka.linger_us), linger);
+        let nudge = Nudge::new(Duration::from_micros(self.config.kafka.linger_us), client.linger());
         let pipe = Pipe::new(client, nudge, Rc::clone(&self.stats), Rc::clone(&self.reach))?;
         let hear = match Socket::adopt(hear) {
             Ok(hear) => hear,
@@ -258,16 +260,6 @@ impl Producer {
     pub fn clients(&self) -> u64 {
         self.pipes.borrow().len() as u64
     }
-}
-
-/// A client, where its bell is heard, and how long its records linger.
-type Made = Result<(Arc<Client>, OwnedFd, Arc<Linger>), String>;
-
-fn create(config: &Config, ack: Ack, offload: &Offload) -> Made {
-    let linger = Linger::new(Duration::from_micros(config.kafka.linger_us));
-    let options = options::producer(config, ack);
-    let (client, hear) = Client::create(Kind::Producer, &options, Some(Arc::clone(&linger)), offload)?;
-    Ok((client, hear, linger))
 }
 
 fn open_topic<'a>(

@@ -51,18 +51,19 @@ thread_local! {
 /// How long records of one client linger. Written by the core, read by librdkafka's threads when they look for what to send.
 #[derive(Debug)]
 pub struct Linger {
+    /// Below 0: as `linger.ms` says.
     us: AtomicI64,
     /// A thread of the client has found this, in a librdkafka that is known.
     is_obeyed: AtomicBool,
 }
 
-impl Linger {
-    pub fn new(linger: Duration) -> Arc<Self> {
-        let this = Self { us: AtomicI64::new(0), is_obeyed: AtomicBool::new(false) };
-        this.set(linger);
-        Arc::new(this)
+impl Default for Linger {
+    fn default() -> Self {
+        Self { us: AtomicI64::new(-1), is_obeyed: AtomicBool::new(false) }
     }
+}
 
+impl Linger {
     /// Whether [`Linger::set`] has an effect; else `linger.ms` holds.
     pub fn is_obeyed(&self) -> bool {
         self.is_obeyed.load(Ordering::Relaxed)
@@ -72,7 +73,7 @@ impl Linger {
         self.is_obeyed.store(true, Ordering::Relaxed);
     }
 
-    /// From here on, for records that wait already too.
+    /// From here on, for records that wait already too; unless `linger.ms` is 0.
     pub fn set(&self, linger: Duration) {
         self.us.store(i64::try_from(linger.as_micros()).unwrap_or(i64::MAX), Ordering::Relaxed);
     }
@@ -147,8 +148,9 @@ unsafe extern "C" fn __wrap_rd_kafka_msgq_allow_wakeup_at(
 ) -> RdBool {
     // SAFETY: null, or kept by the client, which ends its threads before it lets go of it.
     let chosen = unsafe { OF_CLIENT.get().as_ref() };
-    let linger_us = match chosen {
-        Some(chosen) if linger_us > FLUSHING_US && is_known() => chosen.us.load(Ordering::Relaxed),
+    let chosen_us = chosen.map(|chosen| chosen.us.load(Ordering::Relaxed)).filter(|us| *us >= 0);
+    let linger_us = match chosen_us {
+        Some(chosen_us) if linger_us > FLUSHING_US && is_known() => chosen_us,
         _ => linger_us,
     };
     // SAFETY: null or the caller's own.

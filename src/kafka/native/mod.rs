@@ -120,7 +120,7 @@ pub struct Client {
     /// Payloads librdkafka may still read; freed after the destroy.
     lent: OnceLock<Vec<Bytes>>,
     /// Its threads read it.
-    linger: Option<Arc<Linger>>,
+    linger: ManuallyDrop<Arc<Linger>>,
     offload: Offload,
 }
 
@@ -132,13 +132,8 @@ unsafe impl Sync for Client {}
 
 impl Client {
     /// Makes a client, and the socket that becomes readable when one of its watched queues does. Blocks for about a millisecond.
-    /// With `linger` a producer's records linger as long as that says, unless `linger.ms` is 0.
-    pub fn create(
-        kind: Kind,
-        options: &[(String, String)],
-        linger: Option<Arc<Linger>>,
-        offload: &Offload,
-    ) -> Result<(Arc<Self>, OwnedFd), String> {
+    pub fn create(kind: Kind, options: &[(String, String)], offload: &Offload) -> Result<(Arc<Self>, OwnedFd), String> {
+        let linger = Arc::new(Linger::default());
         let (hear, wake) = wake_pair().map_err(|e| format!("socketpair: {e}"))?;
         let mut text = [0 as c_char; 512];
         // SAFETY: conf is new and ours until rd_kafka_new takes it; text is writable for its whole length.
@@ -156,9 +151,7 @@ impl Client {
                 | rd::RD_KAFKA_EVENT_REBALANCE
                 | rd::RD_KAFKA_EVENT_OFFSET_COMMIT;
             rd::rd_kafka_conf_set_events(conf, events);
-            if let Some(linger) = &linger {
-                linger.attach(conf);
-            }
+            linger.attach(conf);
             let kind = match kind {
                 Kind::Producer => rd::rd_kafka_type_t::RD_KAFKA_PRODUCER,
                 Kind::Consumer => rd::rd_kafka_type_t::RD_KAFKA_CONSUMER,
@@ -175,8 +168,8 @@ impl Client {
             // SAFETY: librdkafka terminates what it writes there.
             return Err(unsafe { CStr::from_ptr(text.as_ptr()) }.to_string_lossy().into_owned());
         };
-        let client =
-            Self { ptr, wake: ManuallyDrop::new(wake), lent: OnceLock::new(), linger, offload: offload.clone() };
+        let (wake, linger) = (ManuallyDrop::new(wake), ManuallyDrop::new(linger));
+        let client = Self { ptr, wake, lent: OnceLock::new(), linger, offload: offload.clone() };
         // SAFETY: live client; null forwards the log queue to the main queue, so logs are read where the reports are.
         unsafe {
             rd::rd_kafka_set_log_queue(ptr.as_ptr(), ptr::null_mut());
@@ -185,6 +178,11 @@ impl Client {
             }
         }
         Ok((Arc::new(client), hear))
+    }
+
+    /// How long a producer's records linger.
+    pub fn linger(&self) -> Arc<Linger> {
+        Arc::clone(&self.linger)
     }
 
     fn raw(&self) -> *mut rd::rd_kafka_t {
@@ -254,7 +252,7 @@ struct Remains {
     ptr: NonNull<rd::rd_kafka_t>,
     wake: ManuallyDrop<OwnedFd>,
     lent: ManuallyDrop<Vec<Bytes>>,
-    linger: ManuallyDrop<Option<Arc<Linger>>>,
+    linger: ManuallyDrop<Arc<Linger>>,
 }
 
 // SAFETY: of the last owner, moved to one other thread.
@@ -276,14 +274,14 @@ impl Remains {
 
 impl Drop for Client {
     fn drop(&mut self) {
-        // SAFETY: taken once, in drop; the descriptor keeps its number until librdkafka's threads have ended.
-        let wake = unsafe { ManuallyDrop::take(&mut self.wake) };
+        // SAFETY: taken once, in drop; they stay as they are until librdkafka's threads have ended.
+        let (wake, linger) = unsafe { (ManuallyDrop::take(&mut self.wake), ManuallyDrop::take(&mut self.linger)) };
         let lent = self.lent.take().unwrap_or_default();
         let remains = Remains {
             ptr: self.ptr,
             wake: ManuallyDrop::new(wake),
             lent: ManuallyDrop::new(lent),
-            linger: ManuallyDrop::new(self.linger.take()),
+            linger: ManuallyDrop::new(linger),
         };
         if self.offload.spawn(move || remains.destroy()).is_err() {
             tracing::error!("a Kafka client was leaked instead of destroyed: the offload queue is full");

@@ -31,15 +31,13 @@ use crate::{
     config::{Host, Roles, Settings, Sources},
     mesh::{Kick, ShardId},
     metrics::Cells,
-    proto::date,
-    readiness::{self, Socket},
-    server::{Connections, listener::Listener},
+    proto::{date, watch::Every},
+    readiness::Socket,
+    server::{Connections, SWEEP_MS, listener::Listener},
 };
 
 /// Exit code of a drain that a second signal cut short.
 pub const EXIT_CUT: i32 = 3;
-/// Between two sweeps of the management connections.
-const SWEEP_MS: u64 = 100;
 /// What is looked back at: long enough to mean something, short enough to be of now.
 const RECENT: Duration = Duration::from_secs(5);
 /// How often the drain looks whether the connections are gone.
@@ -90,12 +88,7 @@ pub async fn run(control: Control) -> io::Result<()> {
         let listener = Listener::new(socket, roles, Rc::clone(&ctx), Rc::clone(&connections))?;
         glommio::spawn_local(listener.run()).detach();
     }
-    let (busy, clock) = (Arc::clone(&kick), connections.clock.clone());
-    readiness::each_pass(move || {
-        if busy.busy() {
-            clock.advance();
-        }
-    })?;
+    connections.note_work(Arc::clone(&kick))?;
     glommio::spawn_local(tick(Rc::clone(&ctx), kick, connections)).detach();
     glommio::spawn_local(reload(Rc::clone(&ctx), Socket::adopt(signals.reload.into())?, log, sources, settings))
         .detach();
@@ -126,14 +119,12 @@ async fn wait_for_either(terminate: &mut Socket, interrupt: &mut Socket) {
 
 /// The pulse of the management connections, and the look back at what the cores did of late.
 async fn tick(ctx: Rc<Context>, kick: Arc<Kick>, connections: Rc<Connections>) {
-    let mut sweep_ms = 0;
+    let mut sweep = Every::ms(SWEEP_MS);
     let mut window = Window::now(&ctx);
     loop {
         kick.due().await;
         connections.clock.advance();
-        let now_ms = connections.clock.now_ms();
-        if now_ms >= sweep_ms {
-            sweep_ms = now_ms + SWEEP_MS;
+        if sweep.is_due(&connections.clock) {
             date::refresh();
             connections.sweep();
             if window.since.elapsed() >= RECENT {

@@ -53,6 +53,27 @@ impl Clock {
     }
 }
 
+/// What is to be done each so many ms of the coarse clock, or later where ticks are rarer.
+#[derive(Debug)]
+pub struct Every {
+    period_ms: u64,
+    next_ms: u64,
+}
+
+impl Every {
+    pub fn ms(period_ms: u64) -> Self {
+        Self { period_ms, next_ms: 0 }
+    }
+
+    pub fn is_due(&mut self, clock: &Clock) -> bool {
+        let is_due = clock.now_ms() >= self.next_ms;
+        if is_due {
+            self.next_ms = clock.now_ms() + self.period_ms;
+        }
+        is_due
+    }
+}
+
 /// One connection's deadline.
 #[derive(Debug)]
 pub struct Watch {

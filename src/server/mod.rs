@@ -7,17 +7,20 @@ pub mod conn;
 pub mod listener;
 pub mod socket;
 
-use std::{cell::RefCell, net::Shutdown, rc::Rc};
+use std::{cell::RefCell, io, net::Shutdown, rc::Rc, sync::Arc};
 
 use slab::Slab;
 
 use crate::{
+    mesh::Kick,
     proto::watch::{Clock, Phase, Watch},
     readiness::{self, Socket},
 };
 
 /// A connection accepted so lately may have its first request still on the wire.
 const FRESH_MS: u64 = 1_000;
+/// Between two sweeps of the deadlines, on every core.
+pub const SWEEP_MS: u64 = 100;
 
 /// Every open connection of one core, for deadlines and drain.
 #[derive(Debug, Default)]
@@ -47,6 +50,16 @@ impl Connections {
 
     pub fn is_empty(&self) -> bool {
         self.open.borrow().is_empty()
+    }
+
+    /// Has each pass that finds work tell the kicker so. Deadlines count from the first, however long ago the last tick of an idle core was.
+    pub fn note_work(&self, kick: Arc<Kick>) -> io::Result<()> {
+        let clock = self.clock.clone();
+        readiness::each_pass(move || {
+            if kick.busy() {
+                clock.advance();
+            }
+        })
     }
 
     fn list(self: &Rc<Self>, socket: &Socket) -> Listed {

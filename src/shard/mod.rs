@@ -17,14 +17,12 @@ use crate::{
     config::resolve::Roles,
     limits,
     mesh::{Kick, ShardId},
-    proto::date,
+    proto::{date, watch::Every},
     readiness,
-    server::{Connections, conn, listener::Listener},
+    server::{Connections, SWEEP_MS, conn, listener::Listener},
     store::Store,
 };
 
-/// Between two sweeps of the deadlines.
-const SWEEP_MS: u64 = 100;
 /// Between two looks for idle groups.
 const IDLE_MS: u64 = 1_000;
 
@@ -43,14 +41,8 @@ impl Shard {
         let listener = |(socket, roles)| Listener::new(socket, roles, Rc::clone(&ctx), Rc::clone(&connections));
         let listeners = sockets.into_iter().map(listener).collect::<io::Result<_>>()?;
         let (mesh, me) = (ctx.mesh.clone(), ctx.shard);
-        let (busy, clock) = (Arc::clone(&kick), connections.clock.clone());
-        readiness::each_pass(move || {
-            mesh.look(me);
-            // Deadlines count from here, however long ago the last tick of an idle core was.
-            if busy.busy() {
-                clock.advance();
-            }
-        })?;
+        readiness::each_pass(move || mesh.look(me))?;
+        connections.note_work(Arc::clone(&kick))?;
         Ok(Rc::new(Self { ctx, connections, listeners, kick }))
     }
 
@@ -167,15 +159,14 @@ impl Shard {
     async fn tick(self: Rc<Self>) {
         let cells = &self.ctx.metrics.cells;
         let mut refreshed_at = Instant::now();
-        let (mut sweep_ms, mut idle_ms) = (0, 0);
+        let (mut sweep, mut look_for_idle) = (Every::ms(SWEEP_MS), Every::ms(IDLE_MS));
         loop {
             let late = self.kick.due().await;
             self.ctx.metrics.loop_delay.record(late);
             cells.ticks.add(1);
-            self.connections.clock.advance();
-            let now_ms = self.connections.clock.now_ms();
-            if now_ms >= sweep_ms {
-                sweep_ms = now_ms + SWEEP_MS;
+            let clock = &self.connections.clock;
+            clock.advance();
+            if sweep.is_due(clock) {
                 date::refresh();
                 cells.connections_expired.add(self.connections.sweep());
                 if self.ctx.drain_phase() == DrainPhase::Closing {
@@ -184,8 +175,7 @@ impl Shard {
                 }
                 self.gauges();
             }
-            if now_ms >= idle_ms {
-                idle_ms = now_ms + IDLE_MS;
+            if look_for_idle.is_due(clock) {
                 self.leave_idle_groups();
                 self.refresh_topics_if_due(&mut refreshed_at);
             }

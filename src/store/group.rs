@@ -560,9 +560,7 @@ fn take_from(
     let mut span: Option<(Offset, Offset)> = None;
     let mut skipped = false;
     while !is_full(spec, taken) {
-        let message = if part.table.returned() > 0
-            && let Some((message, deliveries)) = part.table.redeliver(lease)
-        {
+        let message = if let Some((message, deliveries)) = part.table.redeliver(lease) {
             if filter.is_some_and(|f| !f.passes(&message)) {
                 // It was returned under an earlier filter; the present readers do not want it.
                 part.table.ack(lease, message.offset, message.offset);

@@ -111,7 +111,7 @@ fn leader_killed_and_restarted() {
 fn broker_frozen_and_thawed() {
     let scene = Scene::open("frozen");
     let leader = leader_of_first_partition(&scene.topic);
-    kafka().freeze(leader);
+    let frozen = Frozen::new(leader);
     let start = Instant::now();
     // Longer than the publish deadline and than the session with ZooKeeper: some requests end unknown, then another
     // broker leads.
@@ -119,7 +119,7 @@ fn broker_frozen_and_thawed() {
         start.elapsed() > Duration::from_secs(8) && leader_of_first_partition(&scene.topic) != leader
     });
     scene.wait_more(200);
-    kafka().thaw(leader);
+    drop(frozen);
     kafka().wait_whole();
     scene.wait_more(500);
     let (verdict, tally) = scene.close("broker frozen");

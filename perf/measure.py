@@ -111,18 +111,31 @@ def start_nginx(children, directory, core, answer):
     conf.write_text(text)
     child = children.start([nginx, "-c", conf, "-p", directory], stderr=subprocess.DEVNULL)
     wait_for_port(port)
-    return child, port, [child.pid, *child_pids(child.pid)]
+    # The port is there before the worker, whose CPU is what counts.
+    workers = wait_for("nginx has no worker", lambda: child_pids(child.pid))
+    return child, port, [child.pid, *workers]
+
+
+def wait_for(failure, look, timeout_s=10):
+    """What `look` gives, once it is something."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        found = look()
+        if found:
+            return found
+        time.sleep(0.05)
+    raise Failure(f"{failure} after {timeout_s} s")
 
 
 def wait_for_port(port, timeout_s=10):
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
+    def listens():
         try:
             socket.create_connection(("127.0.0.1", port), 0.2).close()
-            return
         except OSError:
-            time.sleep(0.05)
-    raise Failure(f"nothing listens on port {port} after {timeout_s} s")
+            return False
+        return True
+
+    wait_for(f"nothing listens on port {port}", listens, timeout_s)
 
 
 def child_pids(pid):

@@ -41,6 +41,7 @@ use crate::{
     server::socket,
     shard::{Shard, thread_name},
     store::{
+        Bounds,
         memory::{Broker, MemoryStore},
         null::NullStore,
     },
@@ -76,7 +77,7 @@ pub fn run(sources: Sources) -> Result<(), StartError> {
     let as_config =
         |errors: Vec<crate::config::ConfigError>| StartError::Config(errors.iter().map(ToString::to_string).collect());
     let settings = Settings::read(&sources).map_err(as_config)?;
-    let config = Arc::new(settings.resolve(&Host::this()).map_err(as_config)?);
+    let mut config = settings.resolve(&Host::this()).map_err(as_config)?;
     doctor::io_uring_available().map_err(StartError::Host)?;
     let signals = Signals::register().map_err(StartError::Spawn)?;
     let log = Log::start(&config.log).map_err(StartError::Spawn)?;
@@ -88,6 +89,7 @@ pub fn run(sources: Sources) -> Result<(), StartError> {
     doctor::locked_memory_suffices().map_err(StartError::Host)?;
     let shards = config.shard.count;
     let (data_sockets, man_socket, addrs) = bind(&config)?;
+    config.gateway.advertise_bound(addrs.subscribe);
     let offload = Offload::start(limits::OFFLOAD_THREADS + shards).map_err(StartError::Spawn)?;
     let parts = Parts {
         mesh: Mesh::new(shards),
@@ -95,7 +97,7 @@ pub fn run(sources: Sources) -> Result<(), StartError> {
         offload,
         threads: (0..shards).map(|_| OnceLock::new()).collect(),
         memory: (config.store == StoreKind::Memory).then(|| Broker::new(config.memory.bytes_max)),
-        config,
+        config: Arc::new(config),
     };
     announce(&parts.config);
     let kicks: Vec<Arc<Kick>> = (0..=shards).map(|_| Arc::default()).collect();
@@ -209,12 +211,23 @@ fn announce(config: &Config) {
     if config.store == StoreKind::Null {
         tracing::warn!("store=null: nothing published is stored");
     }
+    if config.gateway.advertise.is_none() && config.data_listeners.iter().any(|listener| listener.roles.subscribe) {
+        tracing::warn!(
+            "sub has no address of its own and gateway.advertise is empty: other gateways cannot find this one"
+        );
+    }
     tracing::warn!("tenancy.mode=open: any valid Appid is taken, no secret is checked");
+    if config.store == StoreKind::Kafka && config.gateway.peer_secret.is_none() {
+        tracing::info!("gateway.peer_secret is not set: what other gateways own of a group is not asked of them");
+    }
     if config.test.answer_before_report {
         tracing::warn!("test.answer_before_report: answers promise what they cannot keep");
     }
     if let Some(after) = config.test.break_clients {
         tracing::warn!(?after, "test.break_clients_ms: every Kafka client fails for good");
+    }
+    if let Some(after) = config.test.deaf_consumers {
+        tracing::warn!(?after, "test.deaf_consumers_ms: the first consumer of every group gives no more messages");
     }
     if let Some(topic) = &config.test.panic_topic {
         tracing::warn!(topic, "test.panic_topic: requests for it panic");
@@ -268,9 +281,9 @@ fn backend(parts: &Parts) -> Backend {
     match (config.store, &parts.memory) {
         (StoreKind::Kafka, _) => Backend::Kafka(KafkaStore::new(config, &parts.offload)),
         (StoreKind::Memory, Some(broker)) => {
-            Backend::Memory(MemoryStore::new(Arc::clone(broker), config.subscribe.leases_max))
+            Backend::Memory(MemoryStore::new(Arc::clone(broker), Bounds::new(&config.subscribe)))
         }
-        _ => Backend::Null(NullStore::new(config.null.delay, config.null.error_ppm)),
+        _ => Backend::Null(NullStore::new(config)),
     }
 }
 

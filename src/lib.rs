@@ -12,14 +12,17 @@
 //!
 //! **One published message walks one way**, on one core: `server/listener` accepts, `server/conn` reads the head, `api/mod`
 //! routes, `api/admit` admits, `api/publish` decides, the store takes the record, its report wakes the waiting request, the
-//! answer leaves. Only a read of a group that lives on another core crosses the mesh.
+//! answer leaves. A read of a group that lives on another core crosses the mesh; one of a partition that another gateway owns
+//! goes to that gateway, once.
 //!
 //! **Import rule**, checked by `tests/tidy.rs`; a module sees only what stands before it:
 //! `error, limits < config < metrics < offload, profile, readiness < store < registry < kafka < mesh < api < server < shard | control < boot < main`;
 //! `proto` stands after `metrics` and sees neither `store`, `registry` nor `kafka`.
 //!
 //! **Words**: app (tenant), topic (app + topic + version), group, shard (one core), lease (messages handed out and not yet
-//! acknowledged), home (the core a group lives on), report (librdkafka's delivery report).
+//! acknowledged), grant (the right to settle one), home (the core a group lives on), owner (the gateway a partition is assigned
+//! to), peer (another gateway), shadow (a group's retry and dead queue), bury (copy there and acknowledge), report (librdkafka's
+//! delivery report).
 
 pub mod error;
 pub mod limits;

@@ -49,8 +49,30 @@ pub const OFFLOAD_THREADS: usize = 4;
 
 /// Messages delivered but not yet part of the contiguous acknowledged run, per partition; over it the partition waits.
 pub const LEASES_MAX: usize = 10_000;
+/// Groups of one core whose members are remembered; over it they are looked up again.
+pub const GROUP_LOOKS_MAX: usize = 2_000;
+/// Reads one core has forwarded to other gateways at a time; over it they wait for what is owned here.
+pub const PEER_READS_MAX: usize = 200;
+/// What one gateway asks of another; a buried message with a body of its own is the largest.
+pub const PEER_ASK_BYTES_MAX: usize = 1024 * 1024;
+/// What it is answered: a batch, and what stands around its messages. One message alone may be larger than a batch.
+pub const PEER_ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Body of an acknowledgement: as many offsets as a batch has messages.
+pub const ACK_BODY_BYTES_MAX: usize = 256 * 1024;
+/// Messages one peek gives; over it: 400.
+pub const PEEK_MESSAGES_MAX: usize = 1_000;
+/// Groups one question who reads a topic looks at; further ones are not shown.
+pub const STATUS_GROUPS_MAX: usize = 200;
 /// Clients waiting on one group of one core; over it: 429.
 pub const GROUP_WAITERS_MAX: usize = 16 * 1024;
+/// Moves that wait for one group; over it: 503.
+pub const SEEKS_MAX: usize = 16;
+/// Looks into topics without a group, for each core at a time; over it: 503. Each is a Kafka client for some seconds.
+pub const PEEKS_MAX: usize = 2;
+/// How long such a look waits for messages.
+pub const PEEK_MS_MAX: u64 = 3_000;
+/// Groups of a cluster that one listing names; the rest is left out, and the log says so.
+pub const GROUPS_LISTED_MAX: usize = 10_000;
 /// Topics a core keeps handles for; over it: 503 for topics not yet used.
 pub const TOPICS_MAX: usize = 20_000;
 

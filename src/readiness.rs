@@ -15,7 +15,7 @@ use std::{
     cell::{Cell, OnceCell, RefCell},
     future::poll_fn,
     io,
-    net::Shutdown,
+    net::{IpAddr, Shutdown},
     os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd},
     pin::Pin,
     rc::Rc,
@@ -210,6 +210,12 @@ impl Socket {
         drop(self);
         // Whoever still holds a handle lets it go soon; a duplicate is the same socket.
         Rc::try_unwrap(fd).or_else(|fd| fd.try_clone())
+    }
+
+    /// Where the other side is; none once it has gone.
+    pub fn peer_ip(&self) -> Option<IpAddr> {
+        let peer = net::getpeername(&*self.fd).ok()??;
+        std::net::SocketAddr::try_from(peer).ok().map(|peer| peer.ip())
     }
 
     /// A handle for [`shut`], which outlives no more than the socket's own life needs.

@@ -13,8 +13,8 @@ use crate::{
     kafka::KafkaStore,
     metrics::SizesSnapshot,
     store::{
-        Ack, AdminError, Begin, Group, ProduceError, Record, Store, Stored, Topic, TopicMeta, Watermarks,
-        memory::MemoryStore, null::NullStore,
+        Ack, AdminError, At, Begin, Group, GroupInfo, Message, Offset, Partition, ProduceError, Record, SeekError,
+        Store, Stored, Topic, TopicMeta, Watermarks, memory::MemoryStore, null::NullStore,
     },
 };
 
@@ -74,6 +74,11 @@ impl Backend {
         if let Self::Kafka(store) = self { store.batch_sizes() } else { SizesSnapshot::default() }
     }
 
+    /// Bytes of messages kept for the groups of this core.
+    pub fn held_bytes(&self) -> usize {
+        each!(self, store => store.bounds().budget.held())
+    }
+
     /// Topics come into being when first used, whatever the configuration says.
     pub fn makes_topics(&self) -> bool {
         matches!(self, Self::Memory(_) | Self::Null(_))
@@ -120,6 +125,49 @@ impl Store for Backend {
 
     async fn close_group(&self, group: &Rc<Group>) {
         each!(self, store => store.close_group(group).await);
+    }
+
+    async fn describe_group(&self, topic: &str, group_id: &str) -> Result<GroupInfo, AdminError> {
+        each!(self, store => store.describe_group(topic, group_id).await)
+    }
+
+    async fn list_groups(&self) -> Result<Vec<String>, AdminError> {
+        each!(self, store => store.list_groups().await)
+    }
+
+    async fn committed(&self, topic: &Topic, group_id: &str) -> Result<Vec<(Partition, Offset)>, AdminError> {
+        each!(self, store => store.committed(topic, group_id).await)
+    }
+
+    async fn set_committed(
+        &self,
+        topic: &Topic,
+        group_id: &str,
+        ends: &[(Partition, Offset)],
+    ) -> Result<(), AdminError> {
+        each!(self, store => store.set_committed(topic, group_id, ends).await)
+    }
+
+    async fn delete_committed(&self, topic: &Topic, group_id: &str) -> Result<(), AdminError> {
+        each!(self, store => store.delete_committed(topic, group_id).await)
+    }
+
+    async fn offsets_at(&self, topic: &Topic, at: At) -> Result<Vec<(Partition, Offset)>, AdminError> {
+        each!(self, store => store.offsets_at(topic, at).await)
+    }
+
+    async fn seek(&self, group: &Rc<Group>, moves: Vec<(Partition, Offset)>) -> Result<(), SeekError> {
+        each!(self, store => store.seek(group, moves).await)
+    }
+
+    async fn peek(
+        &self,
+        topic: &Topic,
+        from: &[(Partition, Offset)],
+        messages_max: usize,
+        bytes_max: usize,
+    ) -> Result<Vec<Message>, AdminError> {
+        each!(self, store => store.peek(topic, from, messages_max, bytes_max).await)
     }
 
     async fn flush(&self, deadline: Instant) -> u64 {

@@ -55,6 +55,9 @@ codes! {
     INVALID_FIELD 40010 "invalid-field" "Invalid header field" false "The value of a request header is not of its form; the detail names it."
     NOT_SUPPORTED 40011 "not-supported" "Not supported" false "This version does not do that yet."
     TOPIC_NAME_TOO_LONG 40012 "topic-name-too-long" "Topic name too long" false "Kafka takes names of up to 249 characters."
+    NO_SHADOW 40013 "shadow-not-registered" "No shadow queues" false "Create the group's shadow queues first: POST /v1/shadow/:appid/:topic/:ver/:group."
+    INVALID_BODY 40014 "invalid-body" "Invalid body" false "The request body is not of its form; the detail says where."
+    NOT_A_PEER 40300 "not-a-peer" "Not a gateway of this group" false "The route is for gateways with the same `gateway.peer_secret`."
     UNKNOWN_PATH 40400 "unknown-path" "Unknown path" false "No such route on this listener."
     UNKNOWN_TOPIC 40401 "topic-not-found" "Topic not found" false "Create the topic first, or check appid, topic and version."
     UNKNOWN_SHARD 40402 "shard-not-found" "No such core" false "The detail says which cores there are."
@@ -63,6 +66,9 @@ codes! {
     BODY_TIMEOUT 40801 "body-timeout" "Request body timeout" true "The request body did not arrive in time; nothing was stored."
     FILTER_CONFLICT 40900 "filter-conflict" "Another filter is in use" true "A group has one tag filter at a time."
     TOPIC_COLLIDES 40901 "topic-collides" "Topic name collides" false "Kafka takes `.` and `_` for the same in topic names."
+    LEASE_LOST 40902 "lease-lost" "No lease holds the message" false "The lease ended, or the partition went to another member: the message comes again. Nothing was changed."
+    OWNER_FOREIGN 40903 "owner-not-kateway" "Owned by another kind of member" true "A member of the group that is no kateway owns the partition; only Kafka's own protocol reaches it."
+    GROUP_IN_USE 40904 "group-in-use" "The group has readers" true "Stop its readers first; a gateway leaves `sub.group_idle_s` after the last."
     MESSAGE_TOO_LARGE 41301 "message-too-large" "Message too large" false "The detail names the limit."
     TARGET_TOO_LONG 41400 "target-too-long" "Request target too long" false "Path and query are over their limit."
     UNKNOWN_CODING 41500 "unsupported-content-coding" "Unsupported content coding" false "Send the message without Content-Encoding."
@@ -78,9 +84,15 @@ codes! {
     NOT_STORED 50301 "not-stored" "Not stored" true "Kafka did not store the message, for sure; it may be sent again."
     UNAVAILABLE 50302 "cluster-unavailable" "Kafka cluster unavailable" true "No broker answered; try again after Retry-After."
     CONNECTION_LIMIT 50303 "connection-limit" "Too many connections" true "This core has as many connections as it takes."
+    PEER_UNREACHABLE 50304 "peer-unreachable" "Owner unreachable" true "The gateway that owns the partition did not answer; another takes over within the session timeout."
     CORE_BUSY 50305 "core-busy" "Core busy" true "Another core of the gateway did not answer in time or has a full inbox."
     STARTING 50306 "not-ready" "Not ready" true "The gateway is starting, draining, or reaches no cluster."
     OUTCOME_UNKNOWN 50400 "outcome-unknown" "Outcome unknown" true "The message may have been stored; sending it again may duplicate it."
+}
+
+/// The code another gateway names. One of a newer build is an internal error here.
+pub fn by_number(number: u32) -> &'static Code {
+    TABLE.iter().find(|code| code.number == number).copied().unwrap_or(&INTERNAL)
 }
 
 /// The published list, as Markdown.

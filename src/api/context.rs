@@ -16,13 +16,15 @@ use super::{
     codes,
     frame::{DrainPhase, Frame},
     groups::Groups,
+    owners::Looks,
+    peer::Peers,
     reply::{self, Problem},
 };
 use crate::{
     config::resolve::Config,
     limits,
     mesh::{Mesh, ShardId},
-    metrics::{Hitters, ShardMetrics},
+    metrics::{Hitters, ShardMetrics, process::ProcessSize},
     offload::Offload,
     profile,
     registry::Topics,
@@ -46,6 +48,8 @@ pub struct DataPlane {
     pub topics: Topics,
     pub groups: Groups,
     pub readers: Readers,
+    pub peers: Peers,
+    pub looks: Looks,
     refresh: Refresh,
 }
 
@@ -78,6 +82,8 @@ impl DataPlane {
             topics: Topics::default(),
             groups: Groups::default(),
             readers: Readers::default(),
+            peers: Peers::default(),
+            looks: Looks::default(),
             refresh: Refresh {
                 running: Cell::new(false),
                 listing: Cell::new(false),
@@ -110,6 +116,8 @@ pub struct Context {
     request_seed: u64,
     request_count: Cell<u64>,
     pub started: Instant,
+    /// The process when this was made: before there were groups.
+    pub size_at_start: ProcessSize,
     /// What the control thread last found; empty on the others.
     pub recent: RefCell<Recent>,
 }
@@ -149,6 +157,7 @@ impl Context {
             request_seed: ahash::RandomState::new().hash_one(shard.0),
             request_count: Cell::new(0),
             started: Instant::now(),
+            size_at_start: ProcessSize::here(),
             recent: RefCell::default(),
         })
     }
@@ -184,12 +193,17 @@ impl Context {
 
     /// A new request id: sixteen hex digits.
     pub fn request_id(&self) -> SmallVec<[u8; 32]> {
-        let count = self.request_count.get().wrapping_add(1);
-        self.request_count.set(count);
-        // Odd multiplier: distinct counts give distinct ids.
-        let id = self.request_seed ^ count.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let id = self.unique();
         let digits: [u8; 16] = std::array::from_fn(|i| b"0123456789abcdef"[(id >> (60 - 4 * i) & 15) as usize]);
         SmallVec::from_slice(&digits)
+    }
+
+    /// A number no other core or gateway is likely to give.
+    pub fn unique(&self) -> u64 {
+        let count = self.request_count.get().wrapping_add(1);
+        self.request_count.set(count);
+        // Odd multiplier: distinct counts give distinct numbers.
+        self.request_seed ^ count.wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
 
     /// The topic, if it exists: from this core's snapshot, else by asking the store once.

@@ -8,7 +8,7 @@ use std::{cell::RefCell, collections::HashMap, rc::Rc, time::Duration};
 use super::{
     backend::Backend,
     codes,
-    frame::{FetchRequest, GroupKey},
+    frame::GroupKey,
     reply::{self, Problem},
 };
 use crate::store::{Begin, Group, GroupStatus, Store, Topic};
@@ -25,24 +25,29 @@ impl Groups {
         &self,
         backend: &Backend,
         topic: &Rc<Topic>,
-        request: &FetchRequest,
+        key: &GroupKey,
         begin: Begin,
         groups_max: usize,
     ) -> Result<Rc<Group>, Problem> {
         let mut open = self.open.borrow_mut();
-        if let Some(group) = open.get(&request.key) {
+        if let Some(group) = open.get(key) {
             return Ok(Rc::clone(group));
         }
         if open.len() >= groups_max {
             return Err(Problem::new(&codes::TOO_MANY_GROUPS, format!("this core serves {groups_max} groups")));
         }
-        let group = backend.open_group(topic, &request.key.group_id, begin).map_err(reply::admin_failed)?;
-        open.insert(request.key.clone(), Rc::clone(&group));
+        let group = backend.open_group(topic, &key.group_id, begin).map_err(reply::admin_failed)?;
+        open.insert(key.clone(), Rc::clone(&group));
         Ok(group)
     }
 
     pub fn get(&self, key: &GroupKey) -> Option<Rc<Group>> {
         self.open.borrow().get(key).cloned()
+    }
+
+    /// Every group that is open.
+    pub fn all(&self) -> Vec<Rc<Group>> {
+        self.open.borrow().values().cloned().collect()
     }
 
     /// Takes out the groups nobody used for `idle`; the caller closes them.
@@ -51,6 +56,11 @@ impl Groups {
         let is_idle = |group: &Rc<Group>| group.idle_since().is_some_and(|since| since.elapsed() > idle);
         let keys: Vec<_> = open.iter().filter(|(_, group)| is_idle(group)).map(|(key, _)| key.clone()).collect();
         keys.iter().filter_map(|key| open.remove(key)).collect()
+    }
+
+    /// Takes out one group; the caller closes it.
+    pub fn take(&self, key: &GroupKey) -> Option<Rc<Group>> {
+        self.open.borrow_mut().remove(key)
     }
 
     /// Takes out every group; the caller closes them.

@@ -8,34 +8,51 @@
 //! look-up; every request is counted once, by route and code, when its reply is made. Handlers hold no `RefCell` borrow across an
 //! await and never block.
 
+pub mod ack;
 pub mod admit;
 pub mod backend;
+pub mod bury;
+pub mod call;
 pub mod codes;
 pub mod context;
 pub mod format;
 pub mod frame;
 pub mod groups;
+pub mod home;
 pub mod manage;
+pub mod owners;
+pub mod peer;
+pub mod positions;
 pub mod profile;
 pub mod publish;
 pub mod query;
+pub mod readers;
 pub mod reply;
+pub mod resume;
+pub mod shadow;
 pub mod status;
+pub mod stream;
 pub mod subscribe;
 pub mod top;
 
-use std::{rc::Rc, time::Instant};
+use std::{net::IpAddr, rc::Rc, time::Instant};
 
 use bytes::Bytes;
 use smallvec::SmallVec;
 
 use self::{
+    ack::Acks,
+    bury::Bury,
+    call::Call,
     codes::Code,
     context::Context,
     frame::DrainPhase,
     manage::Manage,
+    positions::{Forget, Move, Peek},
     publish::{Publish, Timing},
+    readers::Readers,
     reply::{Problem, Stamp},
+    shadow::{Redrive, Shadow},
     subscribe::Subscribe,
 };
 use crate::{
@@ -64,12 +81,39 @@ pub enum Route {
     Status,
     Metrics,
     Profile,
+    Peer,
+    Offsets,
+    Bury,
+    Shadow,
+    Redrive,
+    Position,
+    Forget,
+    Peek,
+    Readers,
 }
 
 impl Route {
     /// Names as metrics show them, in order of the discriminant.
-    pub const NAMES: &'static [&'static str] =
-        &["unknown", "publish", "subscribe", "alive", "livez", "readyz", "status", "metrics", "profile"];
+    pub const NAMES: &'static [&'static str] = &[
+        "unknown",
+        "publish",
+        "subscribe",
+        "alive",
+        "livez",
+        "readyz",
+        "status",
+        "metrics",
+        "profile",
+        "peer",
+        "offsets",
+        "bury",
+        "shadow",
+        "redrive",
+        "position",
+        "forget",
+        "peek",
+        "readers",
+    ];
 }
 
 /// Label values of the request matrix's columns.
@@ -94,6 +138,15 @@ enum Action {
     Subscribe(Subscribe),
     Manage(Manage),
     Profile(profile::Asked),
+    Call(Call),
+    Peer(peer::Asked),
+}
+
+/// How a request came.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival {
+    pub roles: Roles,
+    pub client: Option<IpAddr>,
 }
 
 /// A request whose head was understood. Owns everything it needs.
@@ -108,9 +161,9 @@ pub struct Planned {
 
 /// Reads the head, decides what is to be done. Everything that can be refused without the body is refused here.
 /// `started` is when the head's first byte was there.
-pub fn plan(ctx: &Rc<Context>, head: &Head<'_>, roles: Roles, started: Instant) -> Planned {
+pub fn plan(ctx: &Rc<Context>, head: &Head<'_>, arrival: Arrival, started: Instant) -> Planned {
     let stamp = Stamp { request_id: request_id(ctx, head), path: SmallVec::from_slice(head.path) };
-    let (route, action) = route(ctx, head, roles);
+    let (route, action) = route(ctx, head, arrival);
     let action = action.unwrap_or_else(Action::Refuse);
     let traced = head.field("x-trace").is_some_and(|v| v.eq_ignore_ascii_case(b"true"));
     Planned { route, stamp, started, traced, action }
@@ -134,7 +187,7 @@ fn request_id(ctx: &Context, head: &Head<'_>) -> SmallVec<[u8; 32]> {
 
 type Routed = (Route, Result<Action, Problem>);
 
-fn route(ctx: &Rc<Context>, head: &Head<'_>, roles: Roles) -> Routed {
+fn route(ctx: &Rc<Context>, head: &Head<'_>, Arrival { roles, client }: Arrival) -> Routed {
     let segments: SmallVec<[&[u8]; 10]> = head.path.split(|b| *b == b'/').skip(1).collect();
     match segments.as_slice() {
         [b"v1", b"msgs", topic, ver] if roles.publish => {
@@ -146,12 +199,77 @@ fn route(ctx: &Rc<Context>, head: &Head<'_>, roles: Roles) -> Routed {
         }
         [b"v1", b"msgs", appid, topic, ver] if roles.subscribe => {
             let planned = || {
-                check_method(head, &[Method::Get], "GET")?;
-                let reader = admit::appid(head)?;
-                Subscribe::plan(ctx, head, reader, [appid, topic, ver]).map(Action::Subscribe)
+                check_method(head, &[Method::Get, Method::Put], "GET, PUT")?;
+                let (reader, parts) = (admit::appid(head)?, [*appid, *topic, *ver]);
+                if head.method == Method::Put {
+                    return Bury::plan(ctx, head, reader, parts).map(|bury| Action::Call(Call::Bury(bury)));
+                }
+                Subscribe::plan(ctx, head, reader, client, parts).map(Action::Subscribe)
             };
-            (Route::Subscribe, planned())
+            (if head.method == Method::Put { Route::Bury } else { Route::Subscribe }, planned())
         }
+        [b"v1", b"peer", b"ops"] if roles.subscribe => {
+            let planned = || {
+                check_method(head, &[Method::Post], "POST")?;
+                peer::Asked::plan(ctx, head).map(Action::Peer)
+            };
+            (Route::Peer, planned())
+        }
+        _ if roles.subscribe || roles.manage => group_route(ctx, head, roles, &segments),
+        _ => manage_route(ctx, head, roles, &segments),
+    }
+}
+
+/// What is about a group: answered on `sub`, and most of it on `man` too.
+fn group_route(ctx: &Rc<Context>, head: &Head<'_>, roles: Roles, segments: &[&[u8]]) -> Routed {
+    let call = |route, method, allow, plan: &dyn Fn(&str) -> Result<Call, Problem>| {
+        let planned = || {
+            check_method(head, &[method], allow)?;
+            plan(admit::appid(head)?).map(Action::Call)
+        };
+        (route, planned())
+    };
+    match segments {
+        [b"v1", b"bury", appid, topic, ver] if roles.subscribe => call(Route::Bury, Method::Put, "PUT", &|reader| {
+            Bury::plan(ctx, head, reader, [appid, topic, ver]).map(Call::Bury)
+        }),
+        [b"v1", b"offsets", appid, topic, ver, group] if roles.subscribe => {
+            call(Route::Offsets, Method::Put, "PUT", &|reader| {
+                Acks::plan(head, reader, [appid, topic, ver], group).map(Call::Acks)
+            })
+        }
+        [b"v1", b"shadow", appid, topic, ver, group] => call(Route::Shadow, Method::Post, "POST", &|reader| {
+            Shadow::plan(head, reader, [appid, topic, ver], group).map(Call::Shadow)
+        }),
+        [b"v1", b"redrive", appid, topic, ver, group] => call(Route::Redrive, Method::Post, "POST", &|reader| {
+            Redrive::plan(head, reader, [appid, topic, ver], group).map(Call::Redrive)
+        }),
+        [b"v1", b"offset", appid, topic, ver, group] => call(Route::Position, Method::Put, "PUT", &|reader| {
+            Move::plan(head, reader, [appid, topic, ver], group, None).map(Call::Move)
+        }),
+        [b"v1", b"offset", appid, topic, ver, group, partition] => {
+            call(Route::Position, Method::Put, "PUT", &|reader| {
+                Move::plan(head, reader, [appid, topic, ver], group, Some(partition)).map(Call::Move)
+            })
+        }
+        [b"v1", b"groups", appid, topic, ver, group] => call(Route::Forget, Method::Delete, "DELETE", &|reader| {
+            Forget::plan(head, reader, [appid, topic, ver], group).map(Call::Forget)
+        }),
+        [b"v1", b"peek", appid, topic, ver] => {
+            call(Route::Peek, Method::Get, "GET", &|_| Peek::plan(head, [appid, topic, ver]).map(Call::Peek))
+        }
+        [b"v1", b"status", appid, topic, ver] => call(Route::Readers, Method::Get, "GET", &|reader| {
+            Readers::of_reader(head, reader, [appid, topic, ver]).map(Call::Readers)
+        }),
+        [b"v1", b"subd", topic, ver] => call(Route::Readers, Method::Get, "GET", &|owner| {
+            Readers::of_owner(head, owner, topic, ver).map(Call::Readers)
+        }),
+        _ => manage_route(ctx, head, roles, segments),
+    }
+}
+
+fn manage_route(ctx: &Rc<Context>, head: &Head<'_>, roles: Roles, segments: &[&[u8]]) -> Routed {
+    match segments {
         [b"alive"] => manage(Route::Alive, head),
         [b"livez"] => manage(Route::Livez, head),
         [b"readyz"] => manage(Route::Readyz, head),
@@ -189,6 +307,8 @@ impl Planned {
         match &self.action {
             Action::Refuse(_) => None,
             Action::Publish(publish) => Some(publish.bytes_max()),
+            Action::Call(call) => Some(call.body_bytes_max()),
+            Action::Peer(_) => Some(limits::PEER_ASK_BYTES_MAX),
             // A body that means nothing here is read and ignored, as RFC 9110 has it for GET, within reason.
             Action::Subscribe(_) | Action::Manage(_) | Action::Profile(_) => Some(limits::HEAD_BYTES_MAX),
         }
@@ -243,6 +363,11 @@ impl Planned {
             }
             Action::Manage(manage) => manage.run(ctx, &stamp).await,
             Action::Profile(asked) => asked.run(ctx, &stamp).await,
+            Action::Call(mut call) => {
+                call.take_body(body);
+                call.run(ctx, &stamp).await
+            }
+            Action::Peer(asked) => asked.run(ctx, &body, &stamp).await,
         };
         let mut reply = match result {
             Ok(reply) => {

@@ -87,6 +87,7 @@ impl Publish {
         let record = Record {
             key: key(&query)?,
             value: Bytes::new(),
+            is_tombstone: false,
             headers: record_headers(head)?,
             partition: partition(&query)?,
         };

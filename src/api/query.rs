@@ -86,7 +86,7 @@ pub fn invalid(name: &str, value: &[u8], expected: &str) -> Problem {
     Problem::new(&codes::INVALID_PARAMETER, format!("{name}={shown:?} is not {expected}"))
 }
 
-fn parse_duration(text: &[u8]) -> Option<Duration> {
+pub fn parse_duration(text: &[u8]) -> Option<Duration> {
     let digits = text.iter().take_while(|b| b.is_ascii_digit()).count();
     if !(1..=9).contains(&digits) {
         return None;

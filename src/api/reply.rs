@@ -41,7 +41,8 @@ impl Problem {
         self
     }
 
-    pub fn reply(&self, stamp: &Stamp) -> Reply {
+    /// The problem document.
+    pub fn document(&self, stamp: &Stamp) -> serde_json::Value {
         let mut body = serde_json::json!({
             "type": format!("urn:kateway:error:{}", self.code.slug),
             "title": self.code.title,
@@ -56,6 +57,10 @@ impl Problem {
         if self.code.number == codes::OUTCOME_UNKNOWN.number {
             body["outcome"] = "unknown".into();
         }
+        body
+    }
+
+    pub fn reply(&self, stamp: &Stamp) -> Reply {
         let mut reply = Reply::new(self.code.status()).field("X-Request-Id", &stamp.request_id);
         if let Some(seconds) = self.retry_after_s {
             reply = reply.number("Retry-After", i64::from(seconds));
@@ -63,7 +68,7 @@ impl Problem {
         if let Some(methods) = self.allow {
             reply = reply.field("Allow", methods.as_bytes());
         }
-        reply.body("application/problem+json", body.to_string())
+        reply.body("application/problem+json", self.document(stamp).to_string())
     }
 }
 
@@ -106,6 +111,7 @@ pub fn admin_failed(error: AdminError) -> Problem {
         }
         AdminError::UnknownTopic => unknown_topic(),
         AdminError::Refused { reason } => Problem::new(&codes::REFUSED_BY_BROKER, reason),
+        AdminError::InUse => Problem::new(&codes::GROUP_IN_USE, "the group has readers"),
         AdminError::NotSupported => Problem::new(&codes::NOT_SUPPORTED, "this store has no such operation"),
     }
 }

@@ -9,7 +9,7 @@ use super::{backend::ClientCounter, context::Context, frame::Frame, top};
 use crate::{
     limits,
     mesh::ShardId,
-    metrics::{Histogram, HistogramSnapshot, ShardMetrics, SizesSnapshot},
+    metrics::{Histogram, HistogramSnapshot, ShardMetrics, SizesSnapshot, process::ProcessSize},
     store::{GroupStatus, Store},
 };
 
@@ -98,6 +98,7 @@ pub async fn document(ctx: &Rc<Context>) -> Value {
         .filter_map(|(s, status)| Some((s, status.as_ref()?)))
         .flat_map(|(s, st)| groups_json(*s, st))
         .collect();
+    let groups_open = groups.len();
     let config = ctx.config();
     json!({
         "build": { "name": env!("CARGO_PKG_NAME"), "version": env!("CARGO_PKG_VERSION") },
@@ -111,6 +112,7 @@ pub async fn document(ctx: &Rc<Context>) -> Value {
         "groups": groups,
         "skew": { "connections": connection_skew(ctx), "messages": ctx.recent.borrow().message_skew },
         "top": top::document(ctx).await,
+        "process": process_json(ctx, groups_open),
         "offload": { "queued": ctx.offload.queued(), "refused_total": ctx.offload.refused_total() },
         "limits": limits_json(ctx),
     })
@@ -139,6 +141,18 @@ fn shard_json(ctx: &Context, shard: ShardId, status: Option<&ShardStatus>) -> Va
         "producer_queue_messages": status.map(|s| s.queued_messages),
         "producer_queue_bytes": status.map(|s| s.queued_bytes),
         "kafka": status.map(|s| s.clients.iter().map(|(name, _, _, value)| ((*name).to_owned(), Value::from(*value))).collect::<serde_json::Map<_, _>>()),
+    })
+}
+
+/// Threads and memory, and what an open group takes of them: what the process has beyond its start, by the groups there are.
+fn process_json(ctx: &Context, groups: usize) -> Value {
+    let (now, before) = (ProcessSize::here(), ctx.size_at_start);
+    let per_group = |now: u64, before: u64| now.saturating_sub(before).checked_div(groups as u64);
+    json!({
+        "threads": now.threads,
+        "resident_bytes": now.resident_bytes,
+        "threads_per_group": per_group(now.threads, before.threads),
+        "resident_bytes_per_group": per_group(now.resident_bytes, before.resident_bytes),
     })
 }
 
@@ -183,6 +197,8 @@ fn groups_json(shard: ShardId, status: &ShardStatus) -> Vec<Value> {
                     "ready": p.ready,
                     "leased": p.leased,
                     "returned": p.returned,
+                    "held_bytes": p.bytes,
+                    "delivered_s_ago": p.delivered_s_ago,
                 })
             })
             .collect();
@@ -212,6 +228,7 @@ fn limits_json(ctx: &Context) -> Value {
         "inflight_max_per_shard": config.publish.inflight_max,
         "connections_max_per_shard": config.http.connections_max,
         "groups_max": config.subscribe.groups_max,
+        "held_bytes_max_per_shard": config.subscribe.memory_bytes_max,
         "leases_max_per_partition": config.subscribe.leases_max,
     })
 }

@@ -1,39 +1,49 @@
 //! `GET /v1/msgs/:appid/:topic/:ver`: messages of a group, one or a batch, waiting if there are none.
 //!
-//! The group lives on the core its name hashes to. On that core the read is direct; on any other it goes by message and the
-//! payloads come back refcounted. Either way the messages are settled by what became of the answer: delivered when its last
-//! byte was taken by the kernel, given back when the client had gone.
+//! The messages come from the group's home ([`super::home`]), wherever that is, and are settled by what became of the answer:
+//! delivered when its last byte was taken by the kernel, given back when the client had gone. With `ack=1` delivered messages are
+//! held until somebody acknowledges them.
 
-use std::{rc::Rc, sync::Arc, time::Duration};
-
-use futures_channel::oneshot;
+use std::{
+    net::IpAddr,
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    task::{self, Poll},
+    time::Duration,
+};
 
 use super::{
-    codes,
+    ack, bury, call, codes,
     context::Context,
     format::{self, BatchBody, Format},
-    frame::{DrainPhase, FetchRequest, Frame, GroupKey, RemoteLease},
+    frame::{AckAt, DrainPhase, FetchRequest, GroupKey, Op},
+    home::{self, Lease},
     query::{Query, invalid},
-    reply::{self, Problem, Stamp},
+    reply::{Problem, Stamp},
+    resume,
+    stream::{Batch, Batches, StreamBody, StreamSpec},
 };
 use crate::{
     limits,
     mesh::ShardId,
-    proto::{Body, Head, Reply, Sent},
-    registry::names,
-    store::{Begin, Delivery, FetchSpec, Group, Reset, TagFilter, Topic},
+    proto::{Body, BodySource, Head, Reply, Sent, reply::Aborted},
+    registry::names::{self, Queue},
+    store::{Delivery, FetchSpec, Gap, LeaseSpec, Offset, Partition, Reset, TagFilter, Topic},
 };
 
 /// The parameters of the route.
 pub const PARAMETERS: &[&str] =
-    &["group", "batch", "wait", "reset", "linger", "ack", "lease", "max_deliveries", "q", "stream"];
-/// Of these, what this version does not do yet.
-const NOT_BUILT: [&str; 5] = ["ack", "lease", "max_deliveries", "q", "stream"];
-
+    &["group", "batch", "wait", "reset", "linger", "ack", "lease", "max_deliveries", "q", "stream", "next"];
 const LINGER_DEFAULT: Duration = Duration::from_millis(5);
 const LINGER_MAX: Duration = Duration::from_secs(1);
-/// What the home core gets on top of the wait before it counts as silent.
-const MESH_GRACE: Duration = Duration::from_secs(5);
+const LEASE_DEFAULT: Duration = Duration::from_secs(30);
+/// A stream's messages of one step, where `batch` does not say.
+const STREAM_BATCH: i64 = 256;
+/// Something is written to a stream at least so often.
+const HEARTBEAT: Duration = Duration::from_secs(15);
+/// Bytes a stream takes at a time: what one slow reader holds.
+const STREAM_BYTES_MAX: usize = 1024 * 1024;
 
 /// A read whose head was found good.
 #[derive(Debug)]
@@ -42,168 +52,228 @@ pub struct Subscribe {
     reset: Reset,
     spec: FetchSpec,
     format: Format,
-}
-
-/// What a read gave and who is to be told what became of it.
-enum Lease {
-    Local { group: Rc<Group>, delivery: Delivery },
-    Remote(RemoteLease),
-}
-
-impl Lease {
-    /// The messages, to be written; the grants stay, to be settled.
-    fn take_messages(&mut self) -> Delivery {
-        let delivery = match self {
-            Self::Local { delivery, .. } => delivery,
-            Self::Remote(remote) => &mut remote.delivery,
-        };
-        let grants = std::mem::take(&mut delivery.grants);
-        let taken = std::mem::take(delivery);
-        delivery.grants = grants;
-        taken
-    }
+    /// What it acknowledges first.
+    ack: Option<AckAt>,
+    /// `Last-Event-ID`.
+    cursor: Option<Vec<(Partition, Offset)>>,
+    is_stream: bool,
+    is_single: bool,
+    /// Where messages that were delivered too often go; it has to be there.
+    dead_queue: Option<String>,
 }
 
 impl Subscribe {
-    pub fn plan(ctx: &Rc<Context>, head: &Head<'_>, reader: &str, parts: [&[u8]; 3]) -> Result<Self, Problem> {
+    pub fn plan(
+        ctx: &Rc<Context>,
+        head: &Head<'_>,
+        reader: &str,
+        client: Option<IpAddr>,
+        parts: [&[u8]; 3],
+    ) -> Result<Self, Problem> {
         let owner = super::admit::name("appid", parts[0])?;
         let (topic, ver) = super::admit::topic_names(parts[1], parts[2])?;
         let query = Query::parse(head.query, PARAMETERS)?;
-        if let Some(name) = NOT_BUILT.iter().find(|name| query.get(name).is_some_and(|v| v != b"0" && !v.is_empty())) {
-            return Err(Problem::new(&codes::NOT_SUPPORTED, format!("{name}= is not built yet in this version")));
-        }
         let group = query.get("group").ok_or_else(|| Problem::new(&codes::MISSING_PARAMETER, "group= is required"))?;
         let group = super::admit::name("group", group)?;
+        let is_stream = query.flag("stream")?;
         let batch_max = i64::try_from(limits::BATCH_MESSAGES_MAX).unwrap_or(i64::MAX);
-        let batch = query.number("batch", 1..=batch_max)?.unwrap_or(1);
+        let batch = query.number("batch", 1..=batch_max)?.unwrap_or(if is_stream { STREAM_BATCH } else { 1 });
         let wait_max = Duration::from_secs(limits::WAIT_S_MAX);
         let reset = match query.get("reset") {
             None | Some(b"oldest") => Reset::Oldest,
             Some(b"newest") => Reset::Newest,
             Some(other) => return Err(invalid("reset", other, "oldest or newest")),
         };
-        if head.field("x-tag-expr").is_some() {
-            return Err(Problem::new(&codes::NOT_SUPPORTED, "X-Tag-Expr is not built yet in this version"));
-        }
-        let tag = head.field("x-tag");
-        if tag.is_some_and(|t| t.len() > limits::TAG_BYTES_MAX) {
-            return Err(Problem::new(&codes::TAG_TOO_LONG, "X-Tag is over its limit"));
-        }
+        let queue = call::queue(&query)?;
+        let format = Format::accepted(head.field("accept"));
+        let batch_bytes_max = ctx.config.borrow().subscribe.batch_bytes_max;
         let spec = FetchSpec {
             messages_max: usize::try_from(batch).unwrap_or(1),
-            bytes_max: ctx.config.borrow().subscribe.batch_bytes_max,
+            bytes_max: if is_stream { batch_bytes_max.min(STREAM_BYTES_MAX) } else { batch_bytes_max },
             wait: query.duration("wait", wait_max)?.unwrap_or(wait_max),
             linger: query.duration("linger", LINGER_MAX)?.unwrap_or(LINGER_DEFAULT),
-            filter: tag.and_then(TagFilter::parse),
+            filter: filter(head)?,
+            lease: lease(ctx, &query, queue, is_stream)?,
+            client,
+            with_ends: is_stream && format == Format::Sse,
         };
         let key = GroupKey {
             topic: names::with_kafka_topic(owner, topic, ver, |name| Arc::from(name)),
             group_id: names::with_kafka_group(reader, group, |name| Arc::from(name)),
         };
-        let format = match Format::by_accept(head.field("accept")) {
-            Some(format) => format,
-            // One message is given as it is, whatever the client accepts.
-            None if batch == 1 => Format::Frames,
-            None => {
-                return Err(Problem::new(&codes::NOT_SUPPORTED, "text/event-stream is not built yet in this version"));
-            }
+        let has_limit = spec.lease.is_some_and(|lease| lease.deliveries_max.is_some());
+        let dead_queue = has_limit.then(|| Queue::Dead.topic(&key.topic, &key.group_id));
+        let key = match queue {
+            None => key,
+            Some(queue) => call::key(&key.topic, &key.group_id, Some(queue)),
         };
-        Ok(Self { key, reset, spec, format })
+        let (ack, is_single) = (ack::by_fields(head, query.flag("next")?)?, batch == 1 && !is_stream);
+        Ok(Self { key, reset, spec, format, ack, cursor: cursor(head, format)?, is_stream, is_single, dead_queue })
     }
 
     /// The core the group lives on.
     pub fn home(&self, ctx: &Context) -> ShardId {
-        ctx.mesh.home(home_hash(&self.key.topic, &self.key.group_id))
+        home::of(ctx, &self.key)
     }
 
     pub async fn run(self, ctx: &Rc<Context>, stamp: &Stamp) -> Result<Reply, Problem> {
-        let home = self.home(ctx);
-        let topic = ctx.find_topic(&self.key.topic, false).await?;
-        let is_single = self.spec.messages_max == 1;
-        let group_id = Arc::clone(&self.key.group_id);
-        let request =
-            FetchRequest { key: self.key, partitions: topic.partitions.get(), reset: self.reset, spec: self.spec };
-        let lease = if home == ctx.shard {
-            fetch_here(ctx, &request).await.map(|(group, delivery)| Lease::Local { group, delivery })
-        } else {
-            ctx.metrics.cells.sub_forwarded.add(1);
-            let remote = fetch_there(ctx, home, request).await?;
-            if let Some(data) = ctx.data.as_ref().filter(|_| remote.partitions != topic.partitions.get()) {
-                ctx.agree(data);
-            }
-            Ok(Lease::Remote(remote))
-        }?;
-        let settlement = Settlement { lease: Some(lease), ctx: Rc::clone(ctx), topic, group_id, messages: 0, bytes: 0 };
-        Ok(answer(settlement, is_single, self.format, stamp))
+        let topic = bury::shadow_or_topic(ctx, &self.key.topic).await?;
+        if let Some(dead_queue) = &self.dead_queue {
+            bury::shadow_topic(ctx, dead_queue).await?;
+        }
+        if let Some(item) = self.ack {
+            ack::acknowledge(ctx, &self.key, vec![item]).await?;
+        }
+        if let Some(cursor) = self.cursor {
+            resume::resume(ctx, &self.key, &topic, cursor, self.spec.lease.is_some()).await?;
+        }
+        let partitions = topic.partitions.get();
+        let request = FetchRequest { partitions, reset: self.reset, spec: self.spec, is_from_peer: false };
+        if self.is_stream {
+            return Reading { ctx: Rc::clone(ctx), key: self.key, topic, request }.stream(self.format, stamp).await;
+        }
+        let lease = home::fetch(ctx, &self.key, request).await?;
+        let settlement = Settlement::new(ctx, lease, topic, self.key.group_id);
+        Ok(answer(settlement, self.is_single, self.format, stamp))
     }
 }
 
-/// The same on every core of the process: fixed seeds.
-fn home_hash(topic_name: &str, group_id: &str) -> u64 {
-    ahash::RandomState::with_seeds(1, 2, 3, 4).hash_one((topic_name, group_id))
+/// Where an event stream that was cut is to go on.
+fn cursor(head: &Head<'_>, format: Format) -> Result<Option<Vec<(Partition, Offset)>>, Problem> {
+    match head.field("last-event-id") {
+        Some(text) if format == Format::Sse && !text.is_empty() => format::parse_cursor(text)
+            .map(Some)
+            .ok_or_else(|| Problem::new(&codes::INVALID_FIELD, "Last-Event-ID is not an id of ours")),
+        _ => Ok(None),
+    }
 }
 
-/// Reads on this core, the group's home.
-pub async fn fetch_here(ctx: &Rc<Context>, request: &FetchRequest) -> Result<(Rc<Group>, Delivery), Problem> {
-    let data = ctx.data.as_ref().ok_or_else(reply::unknown_topic)?;
-    let (groups_max, waiters_max) = {
-        let config = ctx.config.borrow();
-        (config.subscribe.groups_max.div_ceil(ctx.mesh.shards()), config.subscribe.waiters_max)
-    };
-    if ctx.drain_phase() == DrainPhase::Closing {
-        let group = Group::new(&request.key.topic, &request.key.group_id, 0);
-        return Ok((group, Delivery::default()));
-    }
-    let known = data.topics.get(&request.key.topic).map_or(request.partitions, |topic| topic.partitions.get());
-    let begin = Begin { reset: request.reset, partitions: known.min(request.partitions) };
-    let topic = data
-        .topics
-        .put_at_least(&request.key.topic, request.partitions)
-        .ok_or_else(|| Problem::new(&codes::CORE_BUSY, "this core knows as many topics as it takes"))?;
-    if known != request.partitions {
-        ctx.agree(data);
-    }
-    let group = data.groups.get_or_open(&data.backend, &topic, request, begin, groups_max)?;
-    if group.fetching() >= waiters_max {
-        let detail = format!("{waiters_max} clients read this group");
-        return Err(Problem::new(&codes::TOO_MANY_READERS, detail));
-    }
-    let delivery = group.fetch(&request.spec).await.map_err(reply::fetch_failed)?;
-    Ok((group, delivery))
+/// A group read without end.
+struct Reading {
+    ctx: Rc<Context>,
+    key: GroupKey,
+    topic: Rc<Topic>,
+    request: FetchRequest,
 }
 
-/// Reads on another core. A home that stays silent past the wait is an error, never a hang.
-async fn fetch_there(ctx: &Rc<Context>, home: ShardId, request: FetchRequest) -> Result<RemoteLease, Problem> {
-    let patience = request.spec.wait + request.spec.linger + MESH_GRACE;
-    let (answer, answered) = oneshot::channel();
-    ctx.mesh
-        .send(home, Frame::Fetch { request, answer })
-        .map_err(|_| Problem::new(&codes::CORE_BUSY, format!("the inbox of core {} is full", home.0)))?;
-    let silent = || Problem::new(&codes::CORE_BUSY, format!("core {} did not answer", home.0));
-    let timeout = async {
-        glommio::timer::sleep(patience).await;
-        Err(silent())
-    };
-    futures_lite::future::or(async { answered.await.unwrap_or_else(|_| Err(silent())) }, timeout).await
+impl Reading {
+    /// What is wrong shows with the first look, and is answered as such; from then on the answer has begun.
+    async fn stream(mut self, format: Format, stamp: &Stamp) -> Result<Reply, Problem> {
+        let (ctx, max_stream) = (Rc::clone(&self.ctx), self.ctx.config.borrow().subscribe.max_stream);
+        let first = self.next(Duration::ZERO).await?;
+        let spec = StreamSpec { format, heartbeat: HEARTBEAT, max_stream, stamp: stamp.clone() };
+        let mut reply = format.reply(&stamp.request_id);
+        let (key, stream) = (self.key.clone(), self.request.spec.lease.and_then(|lease| lease.stream));
+        let body = StreamBody::new(Box::new(self), first, spec);
+        reply.body = Body::Source(Box::new(Streaming { body, key, stream, ctx: Rc::clone(&ctx) }));
+        ctx.metrics.cells.streams.add(1);
+        Ok(reply)
+    }
+}
+
+impl Batches for Reading {
+    fn next(&mut self, wait: Duration) -> Pin<Box<dyn Future<Output = Result<Batch, Problem>>>> {
+        let (ctx, key, topic) = (Rc::clone(&self.ctx), self.key.clone(), Rc::clone(&self.topic));
+        let mut request = self.request.clone();
+        request.spec.wait = wait;
+        Box::pin(async move {
+            let lease = home::fetch(&ctx, &key, request).await?;
+            let end = matches!(lease, Lease::Nothing) || ctx.drain_phase() == DrainPhase::Closing;
+            let mut settlement = Settlement::new(&ctx, lease, topic, key.group_id);
+            let delivery = settlement.take();
+            let settle = if delivery.messages.is_empty() { settlement.forget() } else { Some(settlement) };
+            Ok(Batch { delivery, settle: settle.map(|settle| Box::new(settle) as _), end })
+        })
+    }
+}
+
+/// Counts a stream while it is written.
+struct Streaming {
+    body: StreamBody,
+    key: GroupKey,
+    /// What its leases go by, with `ack=1`.
+    stream: Option<u64>,
+    ctx: Rc<Context>,
+}
+
+impl BodySource for Streaming {
+    fn poll_piece(&mut self, cx: &mut task::Context<'_>, out: &mut Vec<u8>) -> Poll<Option<Result<(), Aborted>>> {
+        self.body.poll_piece(cx, out)
+    }
+
+    fn handed_over(&mut self) -> Option<Box<dyn Sent>> {
+        self.body.handed_over()
+    }
+}
+
+impl Drop for Streaming {
+    fn drop(&mut self) {
+        self.ctx.metrics.cells.streams.sub(1);
+        let Some(stream) = self.stream.filter(|_| self.body.is_holding()) else { return };
+        // Its client stopped taking it: what it was given before is another's at once, not only when its leases end.
+        let (ctx, key) = (Rc::clone(&self.ctx), self.key.clone());
+        glommio::spawn_local(async move {
+            // What fails comes again when its leases end.
+            let _ = home::ask(&ctx, &key, Op::EndStream(stream), false).await;
+        })
+        .detach();
+    }
+}
+
+fn filter(head: &Head<'_>) -> Result<Option<TagFilter>, Problem> {
+    if head.field("x-tag-expr").is_some() {
+        return Err(Problem::new(&codes::NOT_SUPPORTED, "not supported: X-Tag-Expr is not built yet in this version"));
+    }
+    let tag = head.field("x-tag");
+    if tag.is_some_and(|t| t.len() > limits::TAG_BYTES_MAX) {
+        return Err(Problem::new(&codes::TAG_TOO_LONG, "X-Tag is over its limit"));
+    }
+    Ok(tag.and_then(TagFilter::parse))
+}
+
+/// How messages are held, with `ack=1`.
+fn lease(
+    ctx: &Context,
+    query: &Query<'_>,
+    queue: Option<Queue>,
+    is_stream: bool,
+) -> Result<Option<LeaseSpec>, Problem> {
+    let term = query.duration("lease", ack::LEASE_MAX)?;
+    if let Some(term) = term.filter(|term| *term < ack::LEASE_MIN) {
+        return Err(invalid("lease", format!("{}ms", term.as_millis()).as_bytes(), "a duration from 100ms to 12h"));
+    }
+    let deliveries_max = query.number("max_deliveries", 1..=1_000_000)?.and_then(|n| u32::try_from(n).ok());
+    if !query.flag("ack")? {
+        let given = [("lease", term.is_some()), ("max_deliveries", deliveries_max.is_some())];
+        return match given.iter().find(|(_, is_given)| *is_given) {
+            Some((name, _)) => Err(Problem::new(&codes::INVALID_PARAMETER, format!("{name}= is for ack=1 only"))),
+            None => Ok(None),
+        };
+    }
+    if deliveries_max.is_some() && queue == Some(Queue::Dead) {
+        let detail = "max_deliveries= is not for the dead queue, from which nothing is buried further";
+        return Err(Problem::new(&codes::INVALID_PARAMETER, detail));
+    }
+    let stream = is_stream.then(|| ctx.unique());
+    Ok(Some(LeaseSpec { term: term.unwrap_or(LEASE_DEFAULT), deliveries_max, stream, is_auto: false }))
 }
 
 fn answer(mut settlement: Settlement, is_single: bool, format: Format, stamp: &Stamp) -> Reply {
-    let delivery = settlement.lease.as_mut().map(Lease::take_messages).unwrap_or_default();
+    let mut delivery = settlement.take();
     let filtered = delivery.filtered;
-    settlement.ctx.metrics.cells.sub_filtered.add(filtered);
     let Some(first) = delivery.messages.first() else {
-        // An empty lease settles nothing.
-        settlement.lease = None;
+        settlement.forget();
         return with_filtered(Reply::new(204).field("X-Request-Id", &stamp.request_id), filtered);
     };
-    settlement.bytes = delivery.messages.iter().map(|m| m.value.len() as u64).sum();
-    settlement.messages = delivery.messages.len() as u64;
     let reply = if is_single {
         format::single(&delivery, first, &stamp.request_id)
     } else {
-        let mut reply = Reply::new(200)
-            .field("X-Request-Id", &stamp.request_id)
-            .field("Content-Type", format.content_type().as_bytes());
+        let mut reply = format.reply(&stamp.request_id);
+        // Not in the body, where readers of the old frames would take it for a message.
+        for gap in delivery.gaps.drain(..) {
+            let Gap { partition, from, to } = gap;
+            reply.add_display("X-Gap", format_args!("{from}-{to};partition={partition}"));
+        }
         reply.body = Body::Source(Box::new(BatchBody::new(format, delivery)));
         reply
     };
@@ -230,6 +300,25 @@ struct Settlement {
 }
 
 impl Settlement {
+    fn new(ctx: &Rc<Context>, lease: Lease, topic: Rc<Topic>, group_id: Arc<str>) -> Self {
+        Self { lease: Some(lease), ctx: Rc::clone(ctx), topic, group_id, messages: 0, bytes: 0 }
+    }
+
+    /// The messages, to be written.
+    fn take(&mut self) -> Delivery {
+        let delivery = self.lease.as_mut().map(Lease::take_messages).unwrap_or_default();
+        self.ctx.metrics.cells.sub_filtered.add(delivery.filtered);
+        self.bytes = delivery.messages.iter().map(|m| m.value.len() as u64).sum();
+        self.messages = delivery.messages.len() as u64;
+        delivery
+    }
+
+    /// An empty lease settles nothing.
+    fn forget(mut self) -> Option<Self> {
+        self.lease = None;
+        None
+    }
+
     fn count(&self) {
         self.ctx.metrics.cells.sub_messages.add(self.messages);
         self.ctx.metrics.cells.sub_bytes.add(self.bytes);
@@ -245,50 +334,17 @@ impl Settlement {
 impl Sent for Settlement {
     fn sent(mut self: Box<Self>) {
         self.count();
-        match self.lease.take() {
-            Some(Lease::Local { group, delivery }) => {
-                group.ack(&delivery.grants);
-            }
-            Some(Lease::Remote(remote)) => remote.delivered(),
-            None => {}
+        if let Some(lease) = self.lease.take() {
+            lease.settle(true);
         }
     }
 }
 
 impl Drop for Settlement {
     fn drop(&mut self) {
-        match self.lease.take() {
-            Some(Lease::Local { group, delivery }) => {
-                self.ctx.metrics.cells.sub_given_back.add(1);
-                group.give_back(&delivery.grants);
-            }
-            // Dropping it gives it back.
-            Some(Lease::Remote(_)) => self.ctx.metrics.cells.sub_given_back.add(1),
-            None => {}
+        if let Some(lease) = self.lease.take() {
+            self.ctx.metrics.cells.sub_given_back.add(1);
+            lease.settle(false);
         }
     }
-}
-
-/// What this core does for a frame that asks for a read. A client that has gone cancels the wait.
-pub async fn serve_fetch(
-    ctx: Rc<Context>,
-    request: FetchRequest,
-    mut answer: oneshot::Sender<Result<RemoteLease, Problem>>,
-) {
-    let key = request.key.clone();
-    let fetched = {
-        let fetch = fetch_here(&ctx, &request);
-        let fetch = async { Some(fetch.await) };
-        let gone = async {
-            answer.cancellation().await;
-            None
-        };
-        futures_lite::future::or(fetch, gone).await
-    };
-    let Some(fetched) = fetched else { return };
-    let topic = ctx.data.as_ref().and_then(|data| data.topics.get(&key.topic));
-    let partitions = topic.map_or(0, |topic| topic.partitions.get());
-    let leased = fetched.map(|(_, delivery)| RemoteLease::new(delivery, partitions, key, ctx.shard, ctx.mesh.clone()));
-    // An asker that has gone drops the lease, which gives it back.
-    let _ = answer.send(leased);
 }

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use super::{
     error::{ConfigError, Problem},
     model::Written,
+    table::find,
 };
 
 /// A relation: the key that is blamed, the keys it looks at besides, and what was expected if it does not hold.
@@ -90,9 +91,10 @@ pub fn relations(written: &Written, errors: &[ConfigError]) -> Vec<ConfigError> 
 /// An error about the value of `path`.
 pub fn error(written: &Written, path: &str, expected: String) -> ConfigError {
     let setting = written.setting(path);
+    let key = find(path).expect("relations are about keys of the table");
     ConfigError {
         path: path.to_owned(),
-        value: Some(setting.value.to_toml()),
+        value: Some(key.shown(&setting.value)),
         origin: setting.origin.clone(),
         problem: Problem::Expected(expected),
     }

@@ -28,6 +28,8 @@ pub enum Kind {
     },
     Choice(&'static [&'static str]),
     Text(Form),
+    /// Text that is never shown.
+    Secret(Form),
     /// An array of strings, or one string with commas between the items.
     List(Form),
     /// The key of a feature this version does not have: known, but only its default is accepted, so it is never ignored.
@@ -88,7 +90,7 @@ impl Key {
                 let is_valid = of.contains(&text.as_str());
                 (Value::Text(text), is_valid)
             }
-            (Kind::Text(form), Value::Text(text)) => {
+            (Kind::Text(form) | Kind::Secret(form), Value::Text(text)) => {
                 let is_valid = (form.is_valid)(&text);
                 (Value::Text(text), is_valid)
             }
@@ -109,9 +111,17 @@ impl Key {
         let value = match self.kind {
             Kind::Bool => Value::Bool(text.parse().map_err(|_| expected())?),
             Kind::Int { .. } => Value::Int(text.replace('_', "").parse().map_err(|_| expected())?),
-            Kind::Choice(_) | Kind::Text(_) | Kind::List(_) | Kind::NotBuilt => Value::Text(text.to_owned()),
+            Kind::Choice(_) | Kind::Text(_) | Kind::Secret(_) | Kind::List(_) | Kind::NotBuilt => {
+                Value::Text(text.to_owned())
+            }
         };
         self.accept(value)
+    }
+
+    /// A value of it as it may be shown: a secret that is set is not.
+    pub fn shown(&self, value: &Value) -> String {
+        let is_hidden = matches!(self.kind, Kind::Secret(_)) && *value != self.default.to_value();
+        if is_hidden { "\"***\"".to_owned() } else { value.to_toml() }
     }
 
     /// Completes "expected ...".
@@ -120,7 +130,7 @@ impl Key {
             Kind::Bool => "true or false".to_owned(),
             Kind::Int { min, max } => format!("a whole number from {min} to {max}"),
             Kind::Choice(of) => format!("one of `{}`", of.join("`, `")),
-            Kind::Text(form) => form.expected.to_owned(),
+            Kind::Text(form) | Kind::Secret(form) => form.expected.to_owned(),
             Kind::List(form) => format!("a list, each item {}", form.expected),
             Kind::NotBuilt => "nothing yet".to_owned(),
         }

@@ -12,6 +12,7 @@
 pub mod check;
 pub mod cpus;
 pub mod error;
+mod forms;
 pub mod keys;
 pub mod model;
 pub mod render;

@@ -13,7 +13,7 @@ use toml::{
 
 use super::{
     error::{ConfigError, Origin, Problem, nearest_path},
-    keys::{Key, Value},
+    keys::{Key, Kind, Value},
     table::{KEYS, SECTIONS, SHORT_FLAGS, find},
 };
 
@@ -224,8 +224,10 @@ impl Reading {
     fn take(&mut self, key: &Key, written: String, origin: Origin, taken: Result<Value, Problem>) {
         match taken {
             Ok(value) => self.written.set(key, Setting { value, origin }),
-            // A key that is not built yet may be a secret: its value is not shown.
-            Err(Problem::NotBuilt) => self.refuse(key.path, None, origin, Problem::NotBuilt),
+            // A key that is not built yet may be a secret as well.
+            Err(problem) if matches!(key.kind, Kind::Secret(_) | Kind::NotBuilt) => {
+                self.refuse(key.path, None, origin, problem);
+            }
             Err(problem) => self.refuse(key.path, Some(written), origin, problem),
         }
     }

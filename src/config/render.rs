@@ -1,7 +1,7 @@
 //! The configuration as text: the commented sample, and what is in effect.
 //!
 //! Invariants: the sample sets nothing (every key stands commented out with its default); what is in effect reads back as
-//! itself. The sample is kept at `config/kateway.toml`; a test holds it equal to the table, `make config` writes it anew.
+//! itself, but for secrets, which are never shown. The sample is kept at `config/kateway.toml`; a test holds it equal to the table, `make config` writes it anew.
 
 use super::{
     error::Origin,
@@ -36,8 +36,8 @@ pub fn effective(written: &Written) -> String {
         let keys = written.iter().filter(|(key, _)| key.section() == *section && !matches!(key.kind, Kind::NotBuilt));
         let lines: String = keys
             .map(|(key, setting)| match &setting.origin {
-                Origin::Default => format!("{} = {}\n", key.name(), setting.value.to_toml()),
-                origin => format!("{} = {} # {origin}\n", key.name(), setting.value.to_toml()),
+                Origin::Default => format!("{} = {}\n", key.name(), key.shown(&setting.value)),
+                origin => format!("{} = {} # {origin}\n", key.name(), key.shown(&setting.value)),
             })
             .collect();
         if !lines.is_empty() {
@@ -52,7 +52,7 @@ fn entry(key: &Key) -> String {
     let accepts = match &key.kind {
         Kind::Int { min, max } => format!("{min} to {max}"),
         Kind::Choice(of) => of.join(", "),
-        Kind::Bool | Kind::List(_) | Kind::Text(_) => String::new(),
+        Kind::Bool | Kind::List(_) | Kind::Text(_) | Kind::Secret(_) => String::new(),
         Kind::NotBuilt => "not built yet: setting it is an error".to_owned(),
     };
     let notes = [accepts.as_str(), if key.hot { "reload" } else { "" }];

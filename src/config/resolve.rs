@@ -3,7 +3,7 @@
 //! Immutable, shared: built once at start (and at each reload), handed to every core as an `Arc`. What the written values
 //! leave open (`0`: one for each cpu; empty: the host's name) is settled here, from the [`Host`]. This file reads no sources.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
 use super::{check, cpus, error::ConfigError, model::Written};
 
@@ -61,10 +61,15 @@ pub struct Host {
     pub cpus: Vec<usize>,
 }
 
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct GatewayConfig {
     /// `gateway.id`: unique among gateways; default `<hostname>-<pid>`.
     pub id: String,
+    /// `gateway.advertise`: where other gateways reach the sub role (`HOST:PORT`). Written empty, it is known once the listeners are
+    /// bound, see [`GatewayConfig::advertise_bound`]; `None`: nowhere.
+    pub advertise: Option<String>,
+    /// `gateway.peer_secret`; `None`: not set.
+    pub peer_secret: Option<String>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -125,6 +130,12 @@ pub struct SubscribeConfig {
     pub waiters_max: usize,
     /// `sub.batch_bytes_max`: an answer stops filling here.
     pub batch_bytes_max: usize,
+    /// `sub.memory_bytes_max` (256 MiB): what one shard keeps of messages for its groups.
+    pub memory_bytes_max: usize,
+    /// `sub.watchdog_s` (30): a group that has messages, waiting clients and no progress for so long joins anew.
+    pub watchdog: Duration,
+    /// `sub.max_stream_s` (0): how long an answer with `stream=1` may last; none: as long as its client.
+    pub max_stream: Option<Duration>,
     /// `sub.steer`: connections go to the shard their first read belongs to.
     pub steer: bool,
 }
@@ -204,6 +215,8 @@ pub struct TestConfig {
     pub answer_before_report: bool,
     /// `test.break_clients_ms`: a Kafka client fails for good so long after it was made; `None` = never.
     pub break_clients: Option<Duration>,
+    /// `test.deaf_consumers_ms`: the first consumer of a group gives nothing any more so long after it was made; `None` = never.
+    pub deaf_consumers: Option<Duration>,
     /// `test.panic_topic`: the request that looks it up panics.
     pub panic_topic: Option<String>,
 }
@@ -256,6 +269,7 @@ impl Config {
             test: TestConfig {
                 answer_before_report: written.bool("test.answer_before_report"),
                 break_clients: Some(millis(written, "test.break_clients_ms")).filter(|after| !after.is_zero()),
+                deaf_consumers: Some(millis(written, "test.deaf_consumers_ms")).filter(|after| !after.is_zero()),
                 panic_topic: Some(written.text("test.panic_topic")).filter(|name| !name.is_empty()).map(str::to_owned),
             },
         })
@@ -270,7 +284,28 @@ impl GatewayConfig {
             "" => format!("{}-{}", host.name, host.pid),
             id => id.to_owned(),
         };
-        Self { id }
+        let given = |path| Some(written.text(path)).filter(|text| !text.is_empty()).map(str::to_owned);
+        Self { id, advertise: given("gateway.advertise"), peer_secret: given("gateway.peer_secret") }
+    }
+
+    /// Fills in where the sub role was bound, unless the operator said where it is reached. An address that means every address of
+    /// the host says nothing to another host.
+    pub fn advertise_bound(&mut self, bound: Option<SocketAddr>) {
+        if self.advertise.is_none() {
+            self.advertise = bound.filter(|addr| !addr.ip().is_unspecified()).map(|addr| addr.to_string());
+        }
+    }
+}
+
+impl fmt::Debug for GatewayConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { id, advertise, peer_secret } = self;
+        let peer_secret = peer_secret.as_ref().map(|_| "***");
+        f.debug_struct("GatewayConfig")
+            .field("id", id)
+            .field("advertise", advertise)
+            .field("peer_secret", &peer_secret)
+            .finish()
     }
 }
 
@@ -330,6 +365,9 @@ impl SubscribeConfig {
             group_idle: Duration::from_secs(written.int("sub.group_idle_s")),
             waiters_max: size(written, "sub.waiters_max"),
             batch_bytes_max: size(written, "sub.batch_bytes_max"),
+            memory_bytes_max: size(written, "sub.memory_bytes_max"),
+            watchdog: Duration::from_secs(written.int("sub.watchdog_s")),
+            max_stream: Some(Duration::from_secs(written.int("sub.max_stream_s"))).filter(|limit| !limit.is_zero()),
             steer: written.bool("sub.steer"),
         }
     }

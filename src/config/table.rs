@@ -7,6 +7,7 @@
 
 use super::{
     cpus,
+    forms::{is_address_or_empty, is_free_option, is_host_port, is_id_byte, is_peer_secret},
     keys::{Form, Key, Kind, Preset},
 };
 use crate::limits;
@@ -59,10 +60,25 @@ pub const KEYS: &[Key] = &[
         hot: false,
     },
     Key {
-        path: "gateway.peer_secret",
-        kind: Kind::NotBuilt,
+        path: "gateway.advertise",
+        kind: Kind::Text(Form {
+            expected: "`HOST:PORT`, or empty text for the address of the sub listener",
+            is_valid: |text| text.is_empty() || is_host_port(text),
+        }),
         default: Preset::Text(""),
-        doc: "Shared secret of the gateways of one cluster, for requests they forward to each other.",
+        doc: "`HOST:PORT` under which other gateways reach the sub role of this one. Empty: `sub.addr` as it was bound, or nothing \
+              where that means every address of the host (`0.0.0.0`).",
+        hot: false,
+    },
+    Key {
+        path: "gateway.peer_secret",
+        kind: Kind::Secret(Form {
+            expected: "at least 16 printable characters without spaces, or empty text for none",
+            is_valid: |text| text.is_empty() || is_peer_secret(text),
+        }),
+        default: Preset::Text(""),
+        doc: "Shared secret of the gateways of one cluster, for requests they forward to each other: at least 16 characters. It is \
+              never shown. Empty: none.",
         hot: false,
     },
     Key {
@@ -201,6 +217,28 @@ pub const KEYS: &[Key] = &[
         hot: true,
     },
     Key {
+        path: "sub.memory_bytes_max",
+        kind: Kind::Int { min: 1 << 20, max: 1 << 40 },
+        default: Preset::Int(256 << 20),
+        doc: "Bytes of messages one shard keeps for its groups, buffered or handed out. Over it a group waits for its clients, unless \
+              it holds less than its equal part.",
+        hot: false,
+    },
+    Key {
+        path: "sub.watchdog_s",
+        kind: Kind::Int { min: 5, max: 86_400 },
+        default: Preset::Int(30),
+        doc: "Seconds without progress after which a group with unread messages and waiting clients joins anew.",
+        hot: false,
+    },
+    Key {
+        path: "sub.max_stream_s",
+        kind: Kind::Int { min: 0, max: 31_536_000 },
+        default: Preset::Int(0),
+        doc: "Seconds after which an answer with stream=1 ends; 0: it lasts as long as its client.",
+        hot: true,
+    },
+    Key {
         path: "sub.steer",
         kind: Kind::Bool,
         default: Preset::Bool(true),
@@ -268,7 +306,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         path: "kafka.brokers",
-        kind: Kind::List(Form { expected: "`HOST:PORT` of a broker", is_valid: |text| is_broker(text) }),
+        kind: Kind::List(Form { expected: "`HOST:PORT` of a broker", is_valid: |text| is_host_port(text) }),
         default: Preset::List(&[]),
         doc: "Brokers to learn the cluster from; two or three are enough. Flag --brokers.",
         hot: false,
@@ -467,6 +505,13 @@ pub const KEYS: &[Key] = &[
         hot: false,
     },
     Key {
+        path: "test.deaf_consumers_ms",
+        kind: Kind::Int { min: 0, max: 3_600_000 },
+        default: Preset::Int(0),
+        doc: "Milliseconds after which the first consumer of each group gives no more messages; 0: never.",
+        hot: false,
+    },
+    Key {
         path: "test.panic_topic",
         kind: Kind::Text(Form { expected: "a Kafka topic", is_valid: |_| true }),
         default: Preset::Text(""),
@@ -475,62 +520,9 @@ pub const KEYS: &[Key] = &[
     },
 ];
 
-/// librdkafka options that other keys set, or that the guarantees of the gateway rest on.
-const OPTIONS_OF_OURS: &[&str] = &[
-    "acks",
-    "allow.auto.create.topics",
-    "auto.offset.reset",
-    "bootstrap.servers",
-    "client.id",
-    "delivery.timeout.ms",
-    "dr_cb",
-    "dr_msg_cb",
-    "enable.auto.commit",
-    "enable.auto.offset.store",
-    "enable.gapless.guarantee",
-    "enable.idempotence",
-    "enabled_events",
-    "group.id",
-    "group.instance.id",
-    "linger.ms",
-    "message.timeout.ms",
-    "metadata.broker.list",
-    "partition.assignment.strategy",
-    "partitioner",
-    "queue.buffering.max.ms",
-    "request.required.acks",
-    "session.timeout.ms",
-    "transactional.id",
-];
-
 /// The key at `path`.
 pub fn find(path: &str) -> Option<&'static Key> {
     KEYS.iter().find(|key| key.path == path)
-}
-
-fn is_id_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"._-".contains(&byte)
-}
-
-fn is_address_or_empty(text: &str) -> bool {
-    text.is_empty() || text.parse::<std::net::SocketAddr>().is_ok()
-}
-
-fn is_broker(text: &str) -> bool {
-    let Some((host, port)) = text.rsplit_once(':') else { return false };
-    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-    let is_host = match bare {
-        Some(ip) => ip.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => !host.is_empty() && host.bytes().all(is_id_byte),
-    };
-    is_host && port.parse::<u16>().is_ok_and(|port| port > 0)
-}
-
-fn is_free_option(text: &str) -> bool {
-    text.split_once('=').is_some_and(|(name, _)| {
-        let name = name.trim();
-        !name.is_empty() && !OPTIONS_OF_OURS.contains(&name)
-    })
 }
 
 #[cfg(test)]
@@ -569,26 +561,5 @@ mod tests {
         for (flag, path) in SHORT_FLAGS {
             assert!(find(path).is_some(), "--{flag}");
         }
-    }
-
-    #[test]
-    fn brokers_are_host_and_port() {
-        for good in ["kafka-1.example.org:9092", "10.0.0.1:1", "[fe80::1]:65535"] {
-            assert!(is_broker(good), "{good}");
-        }
-        for bad in
-            ["", "host", "host:", "host:0", "host:65536", ":9092", "PLAINTEXT://h:1", "fe80::1:9092", "[x]:1", "a b:1"]
-        {
-            assert!(!is_broker(bad), "{bad}");
-        }
-    }
-
-    #[test]
-    fn options_the_promises_rest_on_are_refused() {
-        assert!(is_free_option("socket.nagle.disable=true"));
-        assert!(!is_free_option("enable.idempotence=false"));
-        assert!(!is_free_option(" acks =0"));
-        assert!(!is_free_option("linger.ms=5"), "kafka.linger_us");
-        assert!(!is_free_option("debug"));
     }
 }

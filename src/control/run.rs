@@ -274,7 +274,9 @@ async fn reload(ctx: Rc<Context>, mut pipe: Socket, log: Log, sources: Sources, 
 }
 
 fn apply(ctx: &Context, log: &Log, settings: &Settings) {
-    let Ok(config) = settings.resolve(&Host::this()) else { return };
+    let Ok(mut config) = settings.resolve(&Host::this()) else { return };
+    // Known since the listeners were bound.
+    config.gateway.advertise.clone_from(&ctx.config().gateway.advertise);
     log.set_level(&config.log.level);
     ctx.config.replace(Rc::new(config.clone()));
     let config = Arc::new(config);

@@ -14,13 +14,14 @@ use rdkafka::bindings::rd_kafka_resp_err_t as rd;
 
 use super::{
     native::{Client, End, ErrorCode, PartitionList},
+    offsets,
     producer::Producer,
     reach::Reach,
     topic_name,
 };
 use crate::{
     offload::{Offload, OffloadError},
-    store::{AdminError, Topic, TopicMeta, Watermarks},
+    store::{AdminError, At, Offset, Partition, Topic, TopicMeta, Watermarks},
 };
 
 /// Per core.
@@ -75,16 +76,7 @@ impl Admin {
                 Ok::<_, ErrorCode>((ends(End::Oldest)?, ends(End::Latest)?))
             })
             .await?;
-        let (oldest, latest) = found.map_err(|code| {
-            // A topic that is not there has no partition either: which of the three it is depends on who noticed.
-            let absent = [
-                rd::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART,
-                rd::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC,
-                rd::RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION,
-            ];
-            let is_absent = absent.iter().any(|known| code.is(*known));
-            if is_absent { AdminError::UnknownTopic } else { unavailable(code) }
-        })?;
+        let (oldest, latest) = found.map_err(topic_failed)?;
         self.reach.heard(Instant::now());
         let both = oldest.entries().zip(latest.entries());
         // A partition without a leader has no answer; it is left out rather than shown as empty.
@@ -92,6 +84,18 @@ impl Admin {
         Ok(answered
             .map(|(low, high)| Watermarks { partition: low.partition, oldest: low.offset, latest: high.offset })
             .collect())
+    }
+
+    /// The offset of a place in every partition; a partition without a leader is an error.
+    pub async fn offsets_at(&self, topic: &Topic, at: At) -> Result<Vec<(Partition, Offset)>, AdminError> {
+        let (name, count, timeout) = (topic_name(&topic.name), topic.partitions.get(), self.timeout);
+        if count <= 0 {
+            return Err(AdminError::UnknownTopic);
+        }
+        let found = self.ask(move |client| offsets::places(client, &name, count, at, timeout)).await?;
+        let found = found.map_err(topic_failed)?;
+        self.reach.heard(Instant::now());
+        Ok(found)
     }
 
     /// Asks for a sign of life whenever none came by itself. Never ends.
@@ -114,6 +118,23 @@ impl Admin {
         }
     }
 
+    /// As `ask`, of a call whose success is a sign of life.
+    pub async fn ask_heard<T: Send + 'static, E: Send + 'static>(
+        &self,
+        question: impl FnOnce(&Arc<Client>) -> Result<T, E> + Send + 'static,
+    ) -> Result<Result<T, E>, AdminError> {
+        let answer = self.ask(question).await?;
+        if answer.is_ok() {
+            self.reach.heard(Instant::now());
+        }
+        Ok(answer)
+    }
+
+    /// A call that brings its own client.
+    pub async fn run<T: Send + 'static>(&self, call: impl FnOnce() -> T + Send + 'static) -> Result<T, AdminError> {
+        self.offload.run(call).await.map_err(offload_failed)
+    }
+
     async fn ask<T: Send + 'static>(
         &self,
         question: impl FnOnce(&Arc<Client>) -> T + Send + 'static,
@@ -121,26 +142,39 @@ impl Admin {
         let client = self.producer.warm().await;
         let client = client.ok_or_else(|| AdminError::Unavailable { reason: "no Kafka client".to_owned() })?;
         let answer = self.offload.run(move || question(&client)).await;
-        answer.map_err(|error| {
-            let reason = match error {
-                OffloadError::Full => "too many calls are waiting",
-                OffloadError::Panicked => "the call failed",
-            };
-            AdminError::Unavailable { reason: reason.to_owned() }
-        })
+        answer.map_err(offload_failed)
     }
+}
+
+/// The pool has no room, or the call panicked.
+pub(super) fn offload_failed(error: OffloadError) -> AdminError {
+    let reason = match error {
+        OffloadError::Full => "too many calls are waiting",
+        OffloadError::Panicked => "the call failed",
+    };
+    AdminError::Unavailable { reason: reason.to_owned() }
+}
+
+/// A topic that is not there has no partition either: which of the three it is depends on who noticed.
+pub(super) fn topic_failed(code: ErrorCode) -> AdminError {
+    let absent = [
+        rd::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART,
+        rd::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC,
+        rd::RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION,
+    ];
+    if absent.iter().any(|known| code.is(*known)) { AdminError::UnknownTopic } else { unavailable(code) }
 }
 
 fn unavailable(code: ErrorCode) -> AdminError {
     AdminError::Unavailable { reason: code.name().to_owned() }
 }
 
-fn told(code: ErrorCode, text: &str) -> String {
+pub(super) fn told(code: ErrorCode, text: &str) -> String {
     if text.is_empty() { code.name().to_owned() } else { format!("{}: {text}", code.name()) }
 }
 
 /// A refusal that says "not now" rather than "no".
-fn is_passing(code: ErrorCode) -> bool {
+pub(super) fn is_passing(code: ErrorCode) -> bool {
     [
         rd::RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT,
         rd::RD_KAFKA_RESP_ERR_NOT_CONTROLLER,

@@ -25,7 +25,7 @@ use super::{
     native::{Client, Kind, PartitionList},
     offsets::{self, Standing},
     options,
-    pump::Pump,
+    pump::{Pump, Seeks},
     reach::Reach,
     rebalance::COMMIT_MAX,
     stats::ConsumerStats,
@@ -35,7 +35,7 @@ use crate::{
     config::resolve::Config,
     offload::Offload,
     readiness::Socket,
-    store::{Begin, Group, Offset, Partition, Topic, notify::Notify},
+    store::{Begin, Bounds, Group, Offset, Partition, Stuck, Topic, notify::Notify},
 };
 
 /// How long a client that could not be made, or that broke, waits for the next.
@@ -50,6 +50,8 @@ pub(super) struct Surroundings {
     pub offload: Offload,
     pub stats: Rc<ConsumerStats>,
     pub reach: Rc<Reach>,
+    /// What each group may hold.
+    pub bounds: Bounds,
     /// A member of this core looks for the commits of others. One at a time: there may be many members, and few threads to ask with.
     pub is_looking: Rc<Cell<bool>>,
 }
@@ -61,6 +63,10 @@ pub(super) struct Member {
     pub topic: CString,
     pub standing: RefCell<Standing>,
     pub around: Surroundings,
+    /// Moves that wait for the pump.
+    pub seeks: Seeks,
+    /// Where the group was stuck when it last joined anew.
+    pub stuck_at: Cell<Option<Stuck>>,
     is_over: Cell<bool>,
     over: Notify,
     task: RefCell<Option<Task<()>>>,
@@ -71,10 +77,12 @@ impl Member {
     pub fn join(around: Surroundings, topic: &Topic, group_id: &str, begin: Begin) -> Rc<Self> {
         around.stats.groups_opened.one();
         let member = Rc::new(Self {
-            group: Group::new(&topic.name, group_id, around.config.subscribe.leases_max),
+            group: Group::new(&topic.name, group_id, &around.bounds),
             topic: topic_name(&topic.name),
             standing: RefCell::new(Standing::new(begin)),
             around,
+            seeks: Seeks::default(),
+            stuck_at: Cell::default(),
             is_over: Cell::new(false),
             over: Notify::default(),
             task: RefCell::default(),
@@ -85,9 +93,11 @@ impl Member {
     }
 
     async fn run(self: Rc<Self>) {
+        let mut deaf_after = self.around.config.test.deaf_consumers;
         while let Some((client, hear)) = self.connect().await {
             super::break_later(&self.around.config, &client);
-            let Some(pump) = Pump::new(Rc::clone(&self), client) else { break };
+            let Some(mut pump) = Pump::new(Rc::clone(&self), client) else { break };
+            pump.deaf_from = deaf_after.take().map(|after| Instant::now() + after);
             let ringer = glommio::spawn_local(ring(Rc::clone(&self.group), hear));
             let is_closed = pump.run().await;
             drop(ringer);
@@ -98,6 +108,7 @@ impl Member {
             self.rest().await;
         }
         self.is_over.set(true);
+        self.seeks.clear();
         self.over.ring();
     }
 
@@ -107,7 +118,7 @@ impl Member {
             if self.group.is_closing() {
                 return None;
             }
-            let options = options::consumer(&self.around.config, &self.group.group_id);
+            let options = options::consumer(&self.around.config, &self.group.group_id, self.ahead_kbytes());
             let (offload, topic) = (self.around.offload.clone(), self.topic.clone());
             let made = self.around.offload.run(move || {
                 let (client, hear) = Client::create(Kind::Consumer, &options, &offload)?;
@@ -128,6 +139,11 @@ impl Member {
             self.group.fail(&reason);
             self.rest().await;
         }
+    }
+
+    /// What its consumer may fetch ahead of its clients.
+    fn ahead_kbytes(&self) -> usize {
+        self.around.bounds.budget.ahead_kbytes(self.around.config.kafka.fetch_queue_kbytes)
     }
 
     /// Waits before the next client; only the group's closing ends it early.
@@ -159,6 +175,7 @@ impl Member {
     /// Ends the pump without a good-bye; the client goes with it.
     pub fn abandon(&self) {
         self.task.replace(None);
+        self.seeks.clear();
     }
 
     /// What is to be committed, in librdkafka's form.

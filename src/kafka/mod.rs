@@ -4,7 +4,7 @@
 //!   KafkaStore (one per core)
 //!     producer[all|local|none] --> delivery::Pipe --> native::Outbox --> librdkafka     reports come back to the same core
 //!     consumer (one per group) --> store::Group                                         messages are taken when clients wait
-//!     admin, reach             --> offload pool                                         everything that waits for a broker
+//!     admin, groups, peek      --> offload pool                                         everything that waits for a broker
 //! ```
 //!
 //! Invariants: nothing here waits on the core; everything librdkafka says is read on the core that owns the client; what an
@@ -15,9 +15,11 @@ mod admin;
 mod batching;
 mod consumer;
 mod delivery;
+mod groups;
 mod native;
 mod offsets;
 mod options;
+mod peek;
 mod producer;
 mod pump;
 mod reach;
@@ -40,7 +42,9 @@ pub use stats::Row as ClientCounter;
 use self::{
     admin::Admin,
     consumer::{Member, Surroundings},
+    groups::GroupAdmin,
     native::Client,
+    peek::Peeks,
     producer::Producer,
     reach::Reach,
     stats::ProducerStats,
@@ -49,7 +53,10 @@ use crate::{
     config::resolve::Config,
     metrics::SizesSnapshot,
     offload::Offload,
-    store::{Ack, AdminError, Begin, Group, ProduceError, Record, Store, Topic, TopicMeta, Watermarks},
+    store::{
+        Ack, AdminError, At, Begin, Bounds, Group, GroupInfo, Message, Offset, Partition, ProduceError, Record,
+        SeekError, Store, Topic, TopicMeta, Watermarks,
+    },
 };
 
 /// How often overdue requests are looked for: how much later than its deadline an answer may come.
@@ -65,6 +72,8 @@ pub struct KafkaStore {
     /// By ack level, in the order of [`slot`].
     producers: [Rc<Producer>; 3],
     admin: Rc<Admin>,
+    groups: GroupAdmin,
+    peeks: Peeks,
     reach: Rc<Reach>,
     producer_stats: Rc<ProducerStats>,
     around: Surroundings,
@@ -74,6 +83,11 @@ pub struct KafkaStore {
 }
 
 impl KafkaStore {
+    /// What its groups may hold.
+    pub fn bounds(&self) -> &Bounds {
+        &self.around.bounds
+    }
+
     /// Does not wait: clients are made when first used. Call it on the executor that will own the store.
     pub fn new(config: &Arc<Config>, offload: &Offload) -> Self {
         let reach = Rc::new(Reach::new(QUIET_MAX.min(config.kafka.metadata_interval)));
@@ -81,6 +95,7 @@ impl KafkaStore {
         let producers =
             [Ack::All, Ack::Local, Ack::None].map(|ack| Producer::new(ack, config, offload, &producer_stats, &reach));
         let admin = Admin::new(&producers[slot(Ack::All)], offload, config.kafka.admin_timeout, &reach);
+        let groups = GroupAdmin::new(config, offload, &admin);
         let swept = producers.clone();
         let sweeping = glommio::spawn_local(async move {
             loop {
@@ -96,10 +111,12 @@ impl KafkaStore {
             offload: offload.clone(),
             stats: Rc::default(),
             reach: Rc::clone(&reach),
+            bounds: Bounds::new(&config.subscribe),
             is_looking: Rc::default(),
         };
         let members = RefCell::default();
-        Self { producers, admin, reach, producer_stats, around, members, _tasks: [sweeping, probing] }
+        let peeks = Peeks::new(config, offload, &reach);
+        Self { producers, admin, groups, peeks, reach, producer_stats, around, members, _tasks: [sweeping, probing] }
     }
 
     /// What the clients of this core did, for `/metrics`.
@@ -171,6 +188,53 @@ impl Store for KafkaStore {
         if let Some(member) = member {
             member.leave().await;
         }
+    }
+
+    async fn describe_group(&self, topic: &str, group_id: &str) -> Result<GroupInfo, AdminError> {
+        self.groups.describe(topic, group_id).await
+    }
+
+    async fn list_groups(&self) -> Result<Vec<String>, AdminError> {
+        self.groups.list().await
+    }
+
+    async fn committed(&self, topic: &Topic, group_id: &str) -> Result<Vec<(Partition, Offset)>, AdminError> {
+        self.groups.committed(topic, group_id).await
+    }
+
+    async fn set_committed(
+        &self,
+        topic: &Topic,
+        group_id: &str,
+        ends: &[(Partition, Offset)],
+    ) -> Result<(), AdminError> {
+        self.groups.set_committed(topic, group_id, ends).await
+    }
+
+    async fn delete_committed(&self, topic: &Topic, group_id: &str) -> Result<(), AdminError> {
+        self.groups.delete_committed(topic, group_id).await
+    }
+
+    async fn offsets_at(&self, topic: &Topic, at: At) -> Result<Vec<(Partition, Offset)>, AdminError> {
+        self.admin.offsets_at(topic, at).await
+    }
+
+    async fn seek(&self, group: &Rc<Group>, moves: Vec<(Partition, Offset)>) -> Result<(), SeekError> {
+        let member = self.members.borrow().iter().find(|member| Rc::ptr_eq(&member.group, group)).cloned();
+        match member {
+            Some(member) => member.seek(moves).await,
+            None => Err(SeekError::Unavailable { reason: "the group is being left".to_owned() }),
+        }
+    }
+
+    async fn peek(
+        &self,
+        topic: &Topic,
+        from: &[(Partition, Offset)],
+        messages_max: usize,
+        bytes_max: usize,
+    ) -> Result<Vec<Message>, AdminError> {
+        self.peeks.peek(topic, from, messages_max, bytes_max).await
     }
 
     async fn flush(&self, deadline: Instant) -> u64 {

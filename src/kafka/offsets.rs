@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::native::{Client, End, Entry, ErrorCode, PartitionList, Queue};
-use crate::store::{Begin, Offset, Partition, Reset};
+use crate::store::{At, Begin, Offset, Partition, Reset};
 
 /// librdkafka's "no offset given".
 const OFFSET_UNKNOWN: Offset = -1001;
@@ -45,6 +45,9 @@ pub(super) struct Start {
     pub offset: Offset,
     /// The group had nothing committed: `offset` is to be committed at once, so that the choice is made once.
     pub is_chosen: bool,
+    /// First and last offset that were to be read and are gone from the log. The commit stays before them until something behind them is
+    /// acknowledged, so that whoever has the partition next hears of them too.
+    pub gap: Option<(Offset, Offset)>,
     pub queue: Queue,
 }
 
@@ -87,20 +90,26 @@ pub(super) fn assign(
     let anew = standing.anew;
     let (offsets, commits) = starts(client, topic, partitions, &mut standing, timeout).map_err(AssignError::Offsets)?;
     let mut found = Vec::with_capacity(offsets.len());
-    for (partition, offset, is_chosen) in offsets {
+    for Place { partition, offset, is_chosen, gap } in offsets {
         // Split before the assignment: from its first message on everything comes by this queue.
         let queue = client.partition_queue(topic, partition);
         let queue = queue.ok_or_else(|| AssignError::Refused("no queue".to_owned()))?;
         queue.watch();
-        found.push(Start { partition, offset, is_chosen, queue });
+        found.push(Start { partition, offset, is_chosen, gap, queue });
     }
     let list = PartitionList::new(topic, found.iter().map(|start| (start.partition, start.offset)));
     client.assign(&list).map_err(AssignError::Refused)?;
     Ok(Assigned { starts: found, commits, anew })
 }
 
-/// A partition, where it starts, and whether that was chosen here.
-type Place = (Partition, Offset, bool);
+/// Where a partition starts: as [`Start`], before there is a queue.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Place {
+    partition: Partition,
+    offset: Offset,
+    is_chosen: bool,
+    gap: Option<(Offset, Offset)>,
+}
 
 fn starts(
     client: &Client,
@@ -118,22 +127,49 @@ fn starts(
     }
     standing.learn(&commits);
     let (known, new): (Vec<_>, Vec<_>) = ours.into_iter().partition(|entry| entry.offset >= 0);
-    let mut starts: Vec<_> = known.iter().map(|entry| (entry.partition, entry.offset, false)).collect();
-    for (reset, end) in [(Reset::Oldest, End::Oldest), (Reset::Newest, End::Latest)] {
-        let new: Vec<_> = new.iter().filter(|entry| standing.reset_of(entry.partition) == reset).collect();
-        if new.is_empty() {
-            continue;
-        }
-        let mut ends = PartitionList::new(topic, new.iter().map(|entry| (entry.partition, 0)));
-        client.offsets_at(end, &mut ends, timeout)?;
-        for entry in ends.entries() {
-            if !entry.code.is_ok() {
-                return Err(entry.code);
-            }
-            starts.push((entry.partition, standing.start_at(end, &entry), true));
-        }
+    let (from_oldest, from_newest): (Vec<_>, Vec<_>) =
+        new.into_iter().partition(|entry| standing.reset_of(entry.partition) == Reset::Oldest);
+    let mut starts = Vec::with_capacity(partitions.len());
+    if !from_newest.is_empty() {
+        let found = ends(client, topic, End::Latest, &from_newest, timeout)?;
+        starts.extend(
+            found.iter().map(|entry| standing.chosen_place(End::Latest, entry)).collect::<Result<Vec<_>, _>>()?,
+        );
+    }
+    // One question for all: where the new ones start, and whether what the others come to is still there.
+    let asked: Vec<_> = known.iter().chain(&from_oldest).copied().collect();
+    let found = match ends(client, topic, End::Oldest, &asked, timeout) {
+        // Only who is new depends on it; a gap shows at the first message as well.
+        Err(_) if from_oldest.is_empty() => Vec::new(),
+        found => found?,
+    };
+    let oldest_of = |partition| found.iter().find(|entry| entry.partition == partition && entry.code.is_ok());
+    starts.extend(known.iter().map(|entry| known_place(entry, oldest_of(entry.partition))));
+    for entry in found.iter().filter(|found| from_oldest.iter().any(|new| new.partition == found.partition)) {
+        starts.push(standing.chosen_place(End::Oldest, entry)?);
     }
     Ok((starts, commits))
+}
+
+fn ends(client: &Client, topic: &CStr, end: End, of: &[Entry], timeout: Duration) -> Result<Vec<Entry>, ErrorCode> {
+    if of.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut list = PartitionList::new(topic, of.iter().map(|entry| (entry.partition, 0)));
+    client.offsets_at(end, &mut list, timeout)?;
+    Ok(list.entries().collect())
+}
+
+/// The start of a partition with a commit: there, or at the oldest if that lies behind it.
+fn known_place(committed: &Entry, oldest: Option<&Entry>) -> Place {
+    let Entry { partition, offset, .. } = *committed;
+    let gap = oldest.and_then(|oldest| gap(offset, oldest.offset));
+    Place { partition, offset: gap.map_or(offset, |(_, last)| last + 1), is_chosen: false, gap }
+}
+
+/// First and last offset that are gone, of a reader that comes to `expected` where the log begins at `oldest`.
+pub(super) fn gap(expected: Offset, oldest: Offset) -> Option<(Offset, Offset)> {
+    (oldest > expected).then_some((expected, oldest - 1))
 }
 
 /// What is committed for `ours`, and what that and the commits of the others tell.
@@ -151,7 +187,7 @@ fn ask(
     let (found, none): (Vec<_>, Vec<_>) = answered.partition(|entry| entry.offset >= 0);
     let commits = Commits {
         found: found.iter().map(|entry| entry.partition).collect(),
-        note: list.notes().filter_map(read_note).min(),
+        note: noted(&list),
         is_one_gone: none.iter().any(|entry| standing.committed.contains(&entry.partition)),
     };
     Ok((list.entries().take(ours.len()).collect(), commits))
@@ -204,6 +240,13 @@ impl Standing {
         self.first_partitions > 0 && self.committed.is_empty()
     }
 
+    /// The start of a partition without a commit, whose `end` of the log was asked for.
+    fn chosen_place(&self, end: End, found: &Entry) -> Result<Place, ErrorCode> {
+        let Entry { partition, code, .. } = *found;
+        let place = Place { partition, offset: self.start_at(end, found), is_chosen: true, gap: None };
+        if code.is_ok() { Ok(place) } else { Err(code) }
+    }
+
     /// The start of a partition without a commit, whose `end` of the log was found to be at `found`. One that was chosen before holds,
     /// unless it lies beyond the log: then it is of a log that is gone, and this one is new.
     fn start_at(&self, end: End, found: &Entry) -> Offset {
@@ -218,6 +261,50 @@ impl Standing {
     fn reset_of(&self, partition: Partition) -> Reset {
         if partition < self.first_partitions { self.reset } else { Reset::Oldest }
     }
+}
+
+/// The offset of a place in each of `count` partitions.
+pub(super) fn places(
+    client: &Client,
+    topic: &CStr,
+    count: Partition,
+    at: At,
+    timeout: Duration,
+) -> Result<Vec<(Partition, Offset)>, ErrorCode> {
+    let every = || PartitionList::new(topic, (0..count).map(|partition| (partition, 0)));
+    let end = |end| {
+        let mut list = every();
+        client.offsets_at(end, &mut list, timeout)?;
+        offsets_of(&list)
+    };
+    match at {
+        At::Oldest => end(End::Oldest),
+        At::Newest => end(End::Latest),
+        At::Offset(offset) => {
+            let (oldest, latest) = (end(End::Oldest)?, end(End::Latest)?);
+            let clamped = |((partition, low), (_, high)): ((_, Offset), (_, Offset))| {
+                (partition, offset.max(low).min(high.max(low)))
+            };
+            Ok(oldest.into_iter().zip(latest).map(clamped).collect())
+        }
+        At::TimeMs(time_ms) => {
+            // First the ends: what is published meanwhile is not older than that.
+            let latest = end(End::Latest)?;
+            let mut list = every();
+            client.offsets_at_time(time_ms, &mut list, timeout)?;
+            let found = offsets_of(&list)?.into_iter().zip(latest);
+            Ok(found.map(|((partition, at), (_, latest))| (partition, if at < 0 { latest } else { at })).collect())
+        }
+    }
+}
+
+fn offsets_of(list: &PartitionList) -> Result<Vec<(Partition, Offset)>, ErrorCode> {
+    list.entries().map(|e| if e.code.is_ok() { Ok((e.partition, e.offset)) } else { Err(e.code) }).collect()
+}
+
+/// The least of the notes beside commits.
+pub(super) fn noted(commits: &PartitionList) -> Option<Partition> {
+    commits.notes().filter_map(read_note).min()
 }
 
 const NOTE: &str = "kateway first_partitions=";
@@ -275,6 +362,16 @@ mod tests {
         assert_eq!(newest(&[0], None, false), [Newest, Newest, Oldest], "another tool has committed");
         assert_eq!(newest(&[], None, true), [Oldest; 3], "the commits are gone");
         assert_eq!(newest(&[1], Some(2), true), [Oldest; 3], "one came late, or stayed: others are gone all the same");
+    }
+
+    #[test]
+    fn what_retention_took_is_a_gap() {
+        let entry = |offset| Entry { partition: 3, offset, code: ErrorCode(0) };
+        let place = |offset, gap| Place { partition: 3, offset, is_chosen: false, gap };
+        assert_eq!(known_place(&entry(7), Some(&entry(7))), place(7, None));
+        assert_eq!(known_place(&entry(7), Some(&entry(0))), place(7, None));
+        assert_eq!(known_place(&entry(7), Some(&entry(10))), place(10, Some((7, 9))));
+        assert_eq!(known_place(&entry(7), None), place(7, None), "nobody could say");
     }
 
     #[test]

@@ -6,7 +6,10 @@
 
 use std::time::Duration;
 
-use crate::{config::resolve::Config, store::Ack};
+use crate::{
+    config::{GatewayConfig, resolve::Config},
+    store::Ack,
+};
 
 type Options = Vec<(String, String)>;
 
@@ -87,12 +90,12 @@ pub fn producer(config: &Config, ack: Ack) -> Options {
     options.finish(&kafka.options)
 }
 
-/// The options of a group's consumer.
-pub fn consumer(config: &Config, group_id: &str) -> Options {
+/// The options of a group's consumer, which may fetch `ahead_kbytes` ahead of its clients.
+pub fn consumer(config: &Config, group_id: &str, ahead_kbytes: usize) -> Options {
     let mut options = Builder::default();
     common(&mut options, config);
     let kafka = &config.kafka;
-    options.set("client.id", format!("kateway-{}-sub", config.gateway.id)).set("group.id", group_id);
+    options.set("client.id", member_name(&config.gateway)).set("group.id", group_id);
     // Cooperative: a rebalance only stops the partitions that move. Dynamic membership (no group.instance.id): a static member
     // sends no LeaveGroup.
     options.set("partition.assignment.strategy", "cooperative-sticky").set("group.protocol", "classic");
@@ -109,7 +112,7 @@ pub fn consumer(config: &Config, group_id: &str) -> Options {
     options.set("isolation.level", "read_committed").set("enable.partition.eof", "false");
     // Per partition and without clients: small. A full queue is looked at again after 20 ms; the default of 1 s stalls readers, and 5 ms
     // give them nothing more, but cost 500 idle groups with something to read 1.4 cores (commit 82d2ab3).
-    options.set("queued.max.messages.kbytes", kafka.fetch_queue_kbytes.max(1)).set("fetch.queue.backoff.ms", 20);
+    options.set("queued.max.messages.kbytes", ahead_kbytes.max(1)).set("fetch.queue.backoff.ms", 20);
     // The byte bound above is the one that holds.
     options.set("queued.min.messages", 100_000);
     // One byte ends the broker's wait, so a new message is delivered at once; the wait only spaces empty fetches.
@@ -119,6 +122,48 @@ pub fn consumer(config: &Config, group_id: &str) -> Options {
     let refresh_ms = kafka.metadata_interval.min(Duration::from_secs(30)).as_millis();
     options.set("topic.metadata.refresh.interval.ms", refresh_ms);
     options.finish(&kafka.options)
+}
+
+/// The options of a client of a group that never joins it: it asks for commits and makes them.
+pub fn outsider(config: &Config, group_id: &str) -> Options {
+    let mut options = Builder::default();
+    common(&mut options, config);
+    options.set("client.id", format!("kateway-{}-admin", config.gateway.id)).set("group.id", group_id);
+    options.set("enable.auto.commit", "false").set("enable.auto.offset.store", "false");
+    options.set("isolation.level", "read_committed").set("group.protocol", "classic");
+    options.finish(&config.kafka.options)
+}
+
+/// The options of a client that makes one admin call.
+pub fn admin(config: &Config) -> Options {
+    let mut options = Builder::default();
+    common(&mut options, config);
+    options.set("client.id", format!("kateway-{}-admin", config.gateway.id));
+    options.finish(&config.kafka.options)
+}
+
+/// The options of the client that looks into a topic.
+pub fn peek(config: &Config) -> Options {
+    let mut options = Builder::default();
+    common(&mut options, config);
+    options.set("client.id", format!("kateway-{}-peek", config.gateway.id));
+    // Nothing is joined, and nothing is to be remembered of it.
+    options.set("enable.auto.commit", "false").set("enable.auto.offset.store", "false");
+    // An offset that is gone means the oldest; the end of a partition is said, because nobody waits for more.
+    options.set("auto.offset.reset", "earliest").set("enable.partition.eof", "true");
+    options.set("isolation.level", "read_committed");
+    // It reads a little and goes: these bounds are for each partition (src: a simple consumer).
+    options.set("queued.max.messages.kbytes", 64).set("queued.min.messages", 1_000);
+    options.set("fetch.message.max.bytes", 256 * 1024).set("fetch.max.bytes", FETCH_BYTES_MAX);
+    options.set("fetch.min.bytes", 1).set("fetch.wait.max.ms", 100).set("fetch.error.backoff.ms", 100);
+    options.finish(&config.kafka.options)
+}
+
+/// What the group's list of members shows of this gateway: `kateway-<gateway id>@<HOST:PORT>`, so that other gateways find the owner
+/// of a partition.
+fn member_name(gateway: &GatewayConfig) -> String {
+    let at = gateway.advertise.as_ref().map(|addr| format!("@{addr}")).unwrap_or_default();
+    format!("kateway-{}{at}", gateway.id)
 }
 
 fn common(options: &mut Builder, config: &Config) {
@@ -169,6 +214,14 @@ mod tests {
     fn a_record_is_reported_before_its_request_ends() {
         assert_eq!(message_timeout(Duration::from_secs(5)), Duration::from_secs(4));
         assert_eq!(message_timeout(Duration::from_millis(300)), MESSAGE_TIMEOUT_MIN);
+    }
+
+    #[test]
+    fn a_member_says_where_its_gateway_is() {
+        let mut gateway = GatewayConfig { id: "gw-1".to_owned(), advertise: None, peer_secret: None };
+        assert_eq!(member_name(&gateway), "kateway-gw-1");
+        gateway.advertise = Some("10.0.0.1:9192".to_owned());
+        assert_eq!(member_name(&gateway), "kateway-gw-1@10.0.0.1:9192");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What one client's rebalances are answered with: calls that wait for a broker run in the offload pool, and their outcomes come
+//! What one client's rebalances are answered with, and the moves between them: calls that wait for a broker run in the offload pool, and their outcomes come
 //! back to the pump of that client.
 //!
 //! Invariants: every assignment and every revocation is answered once, in order, each when the one before it is done, because
@@ -18,12 +18,13 @@ use rdkafka::bindings::rd_kafka_resp_err_t as rd;
 
 use super::{
     consumer::Member,
-    native::{Client, ErrorCode},
+    native::{Client, ErrorCode, PartitionList},
     offsets::{self, AssignError, Assigned},
+    pump::unavailable,
 };
 use crate::{
     offload::OffloadError,
-    store::{Offset, Partition},
+    store::{Offset, Partition, SeekError},
 };
 
 /// Between two questions for offsets.
@@ -33,6 +34,11 @@ pub(super) const COMMIT_MAX: Duration = Duration::from_secs(2);
 /// After this no other try begins, and none while the group closes. What is not committed comes again; a start that is not is chosen
 /// again, perhaps later.
 const COMMIT_TRIES_MAX: Duration = Duration::from_secs(3);
+
+/// How long a move may take: it waits for librdkafka's own threads only.
+const SEEK_MAX: Duration = Duration::from_secs(2);
+/// Between two tries of a move.
+const SEEK_AGAIN: Duration = Duration::from_millis(50);
 
 /// What librdkafka wants answered.
 #[derive(Debug)]
@@ -49,6 +55,8 @@ pub(super) enum Rebalance {
 #[derive(Debug)]
 pub(super) enum Outcome {
     Assigned(Assigned),
+    /// A move for a client is over.
+    Sought(Sought),
     /// The group closes or its revocation waits: nothing of it is to be read.
     NotAssigned,
     /// These ends were committed, or were not.
@@ -58,6 +66,33 @@ pub(super) enum Outcome {
     },
     /// librdkafka refused the answer, and would wait for another for ever.
     Refused(String),
+}
+
+/// What came of a move.
+#[derive(Debug)]
+pub(super) struct Sought {
+    /// librdkafka reads on there.
+    pub moved: Vec<(Partition, Offset)>,
+    pub is_committed: bool,
+    /// `None` when all of it was moved and committed.
+    pub error: Option<SeekError>,
+    /// librdkafka may move later, unseen: the client is of no use any more.
+    pub is_torn: bool,
+}
+
+/// What is committed for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Why {
+    Revoked,
+    Moved,
+}
+
+/// Why something is not committed.
+#[derive(Debug)]
+struct Uncommitted {
+    reason: &'static str,
+    /// The coordinator does not know the member any more: its partitions are others', or will be.
+    is_expelled: bool,
 }
 
 /// See the module text.
@@ -153,7 +188,7 @@ impl Answers {
     pub fn give_up(self: &Rc<Self>, ends: Vec<(Partition, Offset)>, partitions: Vec<Partition>) {
         let this = Rc::clone(self);
         self.spawn(async move {
-            let is_committed = this.commit(&ends).await;
+            let is_committed = this.commit(&ends, Why::Revoked).await.is_ok();
             while !this.is_over.get() {
                 let (client, topic, parts) = (Arc::clone(&this.client), this.member.topic.clone(), partitions.clone());
                 match this.call(move || offsets::unassign(&client, &topic, &parts)).await {
@@ -167,36 +202,93 @@ impl Answers {
         });
     }
 
+    /// Moves librdkafka, then commits where to. A rebalance waits for it as for another rebalance.
+    pub fn seek(self: &Rc<Self>, moves: Vec<(Partition, Offset)>) {
+        let this = Rc::clone(self);
+        self.spawn(async move {
+            let mut sought = this.go_on_at(moves).await;
+            let committed = this.commit(&sought.moved, Why::Moved).await;
+            sought.is_committed = committed.is_ok();
+            let failed = committed.err().map(|failed| match sought.moved.first() {
+                Some((partition, _)) if failed.is_expelled => SeekError::NotOwned(*partition),
+                _ => unavailable(failed.reason),
+            });
+            sought.error = sought.error.or(failed);
+            Outcome::Sought(sought)
+        });
+    }
+
+    /// Moves librdkafka. A partition whose assignment has only just been answered cannot be moved for a moment (src: it is an error until
+    /// its fetcher has started).
+    async fn go_on_at(&self, mut left: Vec<(Partition, Offset)>) -> Sought {
+        let ended = |moved, error: Option<&str>, is_torn| Sought {
+            moved,
+            is_committed: false,
+            error: error.map(unavailable),
+            is_torn,
+        };
+        let since = Instant::now();
+        let mut moved = Vec::with_capacity(left.len());
+        loop {
+            let (client, topic, moves) = (Arc::clone(&self.client), self.member.topic.clone(), left.clone());
+            let call = move || {
+                let mut list = PartitionList::new(&topic, moves);
+                client.seek(&mut list, SEEK_MAX).map(|()| list)
+            };
+            let failed = match self.call(call).await {
+                Ok(Ok(list)) => {
+                    let is_done = |partition| list.entries().any(|e| e.partition == partition && e.code.is_ok());
+                    let (done, not): (Vec<_>, Vec<_>) =
+                        left.into_iter().partition(|(partition, _)| is_done(*partition));
+                    moved.extend(done);
+                    left = not;
+                    list.entries().find(|entry| !entry.code.is_ok()).map(|entry| entry.code.name())
+                }
+                Ok(Err(text)) => return ended(moved, Some(&text), true),
+                Err(OffloadError::Panicked) => return ended(moved, Some("a call failed"), true),
+                Err(OffloadError::Full) => Some("the offload pool is full"),
+            };
+            let Some(reason) = failed else { return ended(moved, None, false) };
+            if since.elapsed() > SEEK_MAX || self.is_over.get() {
+                return ended(moved, Some(reason), false);
+            }
+            glommio::timer::sleep(SEEK_AGAIN).await;
+        }
+    }
+
     /// Commits `ends`. What may pass is tried again, as long as they are ours to commit.
-    async fn commit(&self, ends: &[(Partition, Offset)]) -> bool {
+    async fn commit(&self, ends: &[(Partition, Offset)], why: Why) -> Result<(), Uncommitted> {
         if ends.is_empty() {
-            return true;
+            return Ok(());
         }
         let since = Instant::now();
         loop {
             let (client, commits) = (Arc::clone(&self.client), self.member.commits(ends));
-            let (error, may_pass) = match self.call(move || client.commit_and_wait(&commits, COMMIT_MAX)).await {
-                Ok(Ok(())) => return true,
-                Ok(Err(code)) => {
-                    if code.is(rd::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART) {
-                        // These ends are of a log that is gone. One that is made under its name is not to be entered in the middle.
-                        self.member.standing.borrow_mut().begin_anew();
+            let (reason, may_pass, is_expelled) =
+                match self.call(move || client.commit_and_wait(&commits, COMMIT_MAX)).await {
+                    Ok(Ok(())) => return Ok(()),
+                    Ok(Err(code)) => {
+                        if code.is(rd::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART) {
+                            // These ends are of a log that is gone. One that is made under its name is not to be entered in the middle.
+                            self.member.standing.borrow_mut().begin_anew();
+                        }
+                        (code.name(), may_pass(code, why), is_expelled(code))
                     }
-                    (code.name(), may_pass(code))
-                }
-                Err(OffloadError::Full) => ("the offload pool is full", true),
-                Err(OffloadError::Panicked) => ("a call failed", false),
-            };
+                    Err(OffloadError::Full) => ("the offload pool is full", true, false),
+                    Err(OffloadError::Panicked) => ("a call failed", false, false),
+                };
             if let Some(held) = self.member.around.reach.log.pass(Instant::now()) {
                 let group = &self.member.group.group_id;
-                tracing::warn!(group, error, may_pass, held, "commit before giving up failed");
+                tracing::warn!(group, error = reason, may_pass, held, "a commit that is waited for failed");
             }
+            let is_lost = || self.client.is_assignment_lost();
+            let failed = |is_expelled| Err(Uncommitted { reason, is_expelled });
             if !may_pass || since.elapsed() + ASK_AGAIN > COMMIT_TRIES_MAX {
-                return false;
+                return failed(is_expelled || is_lost());
             }
             glommio::timer::sleep(ASK_AGAIN).await;
-            if self.is_over.get() || self.member.group.is_closing() || self.client.is_assignment_lost() {
-                return false;
+            if self.is_over.get() || self.member.group.is_closing() || is_lost() {
+                return failed(is_lost());
             }
         }
     }
@@ -219,8 +311,23 @@ impl Answers {
     }
 }
 
+/// Whether the coordinator has taken the member out of its group.
+fn is_expelled(code: ErrorCode) -> bool {
+    [
+        rd::RD_KAFKA_RESP_ERR_UNKNOWN_MEMBER_ID,
+        rd::RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION,
+        rd::RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID,
+    ]
+    .iter()
+    .any(|known| code.is(*known))
+}
+
 /// Whether a commit that failed so may succeed a moment later. Everything else is final: about the topic, the member, or our rights.
-fn may_pass(code: ErrorCode) -> bool {
+fn may_pass(code: ErrorCode, why: Why) -> bool {
+    // Between two generations: what stays ours in a rebalance can be committed when it is over. What is being revoked belongs to the old.
+    if code.is(rd::RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION) {
+        return why == Why::Moved;
+    }
     [
         rd::RD_KAFKA_RESP_ERR__TIMED_OUT,
         rd::RD_KAFKA_RESP_ERR__TIMED_OUT_QUEUE,
@@ -243,8 +350,9 @@ mod tests {
     #[test]
     fn only_what_may_pass_is_committed_again() {
         let (moved, gone) = (rd::RD_KAFKA_RESP_ERR_NOT_COORDINATOR, rd::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART);
-        assert!(may_pass(moved.into()));
-        assert!(!may_pass(gone.into()), "the next try could land in the topic made again");
-        assert!(!may_pass(rd::RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION.into()));
+        assert!(may_pass(moved.into(), Why::Revoked));
+        assert!(!may_pass(gone.into(), Why::Moved), "the next try could land in the topic made again");
+        let generation = rd::RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION.into();
+        assert!(!may_pass(generation, Why::Revoked) && may_pass(generation, Why::Moved));
     }
 }

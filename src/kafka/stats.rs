@@ -76,8 +76,11 @@ counters! {
         commits_failed: "kateway_consumer_commits_failed_total", "Offset commits that failed.";
         looks: "kateway_consumer_looks_total", "Looks of members without partitions at what others have committed.";
         offset_resets: "kateway_consumer_offset_resets_total", "Partitions continued at the oldest because their offset was gone.";
+        gaps: "kateway_sub_gaps_total", "Times messages were gone before a group had read them: retention passed it.";
+        seeks: "kateway_consumer_seeks_total", "Partitions moved for a client while they were read.";
+        stuck: "kateway_sub_stuck_total", "Times a group had messages, waiting clients and no progress, and joined anew.";
         errors: "kateway_consumer_errors_total", "Consumer errors.";
-        restarts: "kateway_consumer_restarts_total", "Consumers replaced after a fatal error.";
+        restarts: "kateway_consumer_restarts_total", "Consumers replaced after a fatal error, or because their group was stuck.";
         groups_opened: "kateway_consumer_groups_opened_total", "Groups opened.";
         groups_closed: "kateway_consumer_groups_closed_total", "Groups left.";
         closes_overdue: "kateway_consumer_closes_overdue_total", "Consumers that did not leave their group within their time.";

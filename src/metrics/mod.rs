@@ -7,6 +7,7 @@
 pub mod export;
 pub mod histogram;
 pub mod hitters;
+pub mod process;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -87,6 +88,28 @@ cells! {
     sub_given_back: "counter" "kateway_sub_given_back_total",
     /// Reads answered by another core over the mesh.
     sub_forwarded: "counter" "kateway_sub_forwarded_total",
+    /// Acknowledgements by clients that were recorded.
+    acks: "counter" "kateway_sub_acks_total",
+    /// Acknowledgements of messages no lease holds: they came too late, or name what was never handed out.
+    acks_late: "counter" "kateway_sub_acks_late_total",
+    /// Messages copied to shadow queues.
+    buried: "counter" "kateway_sub_buried_total",
+    /// Of these, messages that were delivered as often as their readers allow.
+    buried_worn: "counter" "kateway_sub_buried_worn_total",
+    /// Reads sent on to the gateway that owns the messages.
+    sub_peer_reads: "counter" "kateway_sub_peer_reads_total",
+    /// Reads that were not sent on, because this core has as many under way as it may.
+    peer_refused: "counter" "kateway_sub_peer_reads_refused_total",
+    /// Questions of other gateways answered.
+    peer_asked: "counter" "kateway_peer_asked_total",
+    /// Questions other gateways did not answer.
+    peer_failures: "counter" "kateway_peer_failures_total",
+    /// Looks at Kafka's list of a group's members.
+    group_looks: "counter" "kateway_group_looks_total",
+    /// Answers with stream=1 being written now.
+    streams: "gauge" "kateway_sub_streams",
+    /// Bytes of messages this core keeps for its groups.
+    held_bytes: "gauge" "kateway_sub_held_bytes",
     /// Messages waiting in this core's producers.
     producer_messages: "gauge" "kateway_producer_queue_messages",
     /// Bytes waiting in this core's producers.

@@ -80,6 +80,8 @@ pub struct Head<'a> {
     /// The connection may carry another request after this one.
     pub keep_alive: bool,
     pub expects_continue: bool,
+    /// `TE: trailers` was said: an HTTP/1.1 client reads trailer fields. HTTP/2 has a reset for what they are for here.
+    pub takes_trailers: bool,
 }
 
 impl<'a> Head<'a> {
@@ -132,6 +134,7 @@ pub fn parse_h1<T>(
         framing: Framing::Length(0),
         keep_alive: request.version == Some(1),
         expects_continue: false,
+        takes_trailers: false,
     };
     head.fields.extend(request.headers.iter().map(|h| (h.name.as_bytes(), h.value)));
     read_framing(&mut head)?;
@@ -175,6 +178,7 @@ fn read_framing(head: &mut Head<'_>) -> Result<(), Malformed> {
     let (mut length, mut hosts, mut chunked) = (None, 0, false);
     for (name, value) in &head.fields {
         match name.len() {
+            2 if name.eq_ignore_ascii_case(b"te") => head.takes_trailers |= names_trailers(value),
             4 if name.eq_ignore_ascii_case(b"host") => hosts += 1,
             6 if name.eq_ignore_ascii_case(b"expect") => {
                 if !value.eq_ignore_ascii_case(b"100-continue") {
@@ -215,6 +219,11 @@ fn read_framing(head: &mut Head<'_>) -> Result<(), Malformed> {
         (false, length) => Framing::Length(length.unwrap_or(0)),
     };
     Ok(())
+}
+
+/// Whether `trailers` is in a list of transfer codings (RFC 9110 section 10.1.4).
+fn names_trailers(value: &[u8]) -> bool {
+    value.split(|b| *b == b',').any(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"trailers"))
 }
 
 /// Digits only: no sign, no white space inside, no list.
@@ -259,6 +268,21 @@ mod tests {
             "Host: y\r\n",
         ] {
             assert!(matches!(ok(bad), Err(Malformed::Syntax(_))), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn trailers_are_taken_when_they_are_named() {
+        let takes = |field: &str| {
+            let text = format!("GET / HTTP/1.1\r\nHost: x\r\n{field}\r\n");
+            let head = |head: &Head<'_>, _| head.takes_trailers;
+            parse_h1(text.as_bytes(), limits::HEAD_BYTES_MAX, limits::TARGET_BYTES_MAX, head)
+        };
+        for yes in ["TE: trailers\r\n", "te: gzip;q=0.5 , Trailers\r\n", "TE: gzip\r\nTE: trailers\r\n"] {
+            assert_eq!(takes(yes), Ok(Some(true)), "{yes:?}");
+        }
+        for no in ["", "TE: \r\n", "TE: gzip\r\n", "TE: xtrailers\r\n", "X-TE: trailers\r\n"] {
+            assert_eq!(takes(no), Ok(Some(false)), "{no:?}");
         }
     }
 

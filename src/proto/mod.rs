@@ -4,6 +4,7 @@
 //! of it exists anywhere; HTTP/2 is hyper's ([`h2`]). Both give the API the same [`Head`] and take the same [`Reply`].
 //! Everything malformed is answered here, by the problem the caller gives for each [`Malformed`].
 
+pub mod client;
 pub mod date;
 pub mod h1;
 pub mod h2;

@@ -20,14 +20,22 @@ pub trait Sent {
     fn sent(self: Box<Self>);
 }
 
-/// The answer ends without its end: the connection is cut so that it cannot look complete.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Aborted;
+/// The answer ends without its end, so that it cannot look complete. With a text (`<code> <detail>`) a client that reads trailers is
+/// told why in `X-Error`; any other finds the connection, or its HTTP/2 stream, cut.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Aborted(pub Option<Box<str>>);
 
 /// A body of unknown length, made piece by piece.
 pub trait BodySource {
-    /// Appends the next piece to `out`. `None` is the end; `Err` cuts the answer.
+    /// Appends to `out` until it holds [`crate::limits::WRITE_CHUNK_BYTES`] or a little more. `None` is the end; `Err` cuts the answer.
     fn poll_piece(&mut self, cx: &mut Context<'_>, out: &mut Vec<u8>) -> Poll<Option<Result<(), Aborted>>>;
+
+    /// All pieces given so far were handed to the connection; what this gives is told when its next flush has finished. The source is
+    /// polled again afterwards, so one that waits for this alone need keep no waker. It may not be asked once it has ended: one that
+    /// wants its last pieces told of is pending until it was asked.
+    fn handed_over(&mut self) -> Option<Box<dyn Sent>> {
+        None
+    }
 }
 
 pub enum Body {

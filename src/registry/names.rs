@@ -5,7 +5,7 @@
 
 use std::{cell::RefCell, fmt::Write};
 
-use crate::limits;
+use crate::{limits, store::RETRY_SUFFIX};
 
 /// `appid`, `topic`, `group`: `[A-Za-z0-9_-]{1,64}`.
 pub fn is_name(text: &[u8]) -> bool {
@@ -52,6 +52,48 @@ pub fn with_kafka_group<T>(reader: &str, group: &str, use_name: impl FnOnce(&str
     })
 }
 
+/// A group's shadow queue.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Queue {
+    Retry,
+    Dead,
+}
+
+impl Queue {
+    pub fn parse(text: &[u8]) -> Option<Self> {
+        match text {
+            b"retry" => Some(Self::Retry),
+            b"dead" => Some(Self::Dead),
+            _ => None,
+        }
+    }
+
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::Retry => RETRY_SUFFIX,
+            Self::Dead => ".dead",
+        }
+    }
+
+    /// Kafka's name of the queue: `<Kafka topic>.<reader>.<group>.retry` or `.dead`.
+    pub fn topic(self, topic: &str, group_id: &str) -> String {
+        [topic, ".", group_id, self.suffix()].concat()
+    }
+
+    /// The queue a Kafka topic is, if it is one: a topic of ours ends in its version or a number.
+    pub fn of(topic: &str) -> Option<Self> {
+        [Self::Retry, Self::Dead].into_iter().find(|queue| topic.ends_with(queue.suffix()))
+    }
+
+    /// The queue of the group that reads `topic`, be that the topic itself or another queue of the group.
+    pub fn beside(self, topic: &str, group_id: &str) -> String {
+        match Self::of(topic).and_then(|queue| topic.strip_suffix(queue.suffix())) {
+            Some(stem) => [stem, self.suffix()].concat(),
+            None => self.topic(topic, group_id),
+        }
+    }
+}
+
 /// A buffer that is kept, for a name that every request makes anew. `write` makes no other name meanwhile.
 fn with_buffer<T>(write: impl FnOnce(&mut String) -> T) -> T {
     thread_local! {
@@ -90,6 +132,15 @@ mod tests {
         assert_eq!(name, "app1.foobar.v10.844");
         kafka_topic(&mut name, "hisapp", "foobar", "v1");
         assert_eq!(name, "hisapp.foobar.v1");
+    }
+
+    #[test]
+    fn shadow_queues_stand_beside_their_topic() {
+        let retry = Queue::Retry.topic("hisapp.foobar.v1", "myapp.group1");
+        assert_eq!(retry, "hisapp.foobar.v1.myapp.group1.retry");
+        assert_eq!(Queue::Dead.beside(&retry, "myapp.group1"), "hisapp.foobar.v1.myapp.group1.dead");
+        assert_eq!(Queue::Dead.beside("hisapp.foobar.v1", "a.b"), "hisapp.foobar.v1.a.b.dead");
+        assert_eq!((Queue::of(&retry), Queue::of("hisapp.foobar.v1")), (Some(Queue::Retry), None));
     }
 
     #[test]

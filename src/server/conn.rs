@@ -22,7 +22,7 @@ use futures_lite::FutureExt;
 use super::{Connections, Listed};
 use crate::{
     api::{
-        self, Planned,
+        self, Arrival, Planned,
         context::Context,
         frame::{DrainPhase, Frame},
     },
@@ -48,6 +48,7 @@ const UNREADABLE: Pending = Pending {
     keep_alive: false,
     expects_continue: false,
     bodiless: false,
+    takes_trailers: false,
     head_bytes: 0,
 };
 
@@ -73,11 +74,12 @@ pub async fn serve(ctx: &Rc<Context>, connections: &Rc<Connections>, stream: Soc
     let config = Rc::new(ctx.config.borrow().http.clone());
     let steers = ctx.config.borrow().subscribe.steer;
     let listed = connections.list(&stream);
+    let arrival = Arrival { roles, client: stream.peer_ip() };
     let mut h1 = H1::new(stream, Rc::clone(&listed.watch), Rc::clone(&config));
     match h1.is_h2().await {
         Ok(true) => {
             let (stream, unread) = h1.into_parts();
-            let service = H2Service { ctx: Rc::clone(ctx), roles };
+            let service = H2Service { ctx: Rc::clone(ctx), arrival };
             let draining = {
                 let ctx = Rc::clone(ctx);
                 async move { ctx.draining().await }
@@ -87,7 +89,7 @@ pub async fn serve(ctx: &Rc<Context>, connections: &Rc<Connections>, stream: Soc
             h2::serve(start, draining, service.clone(), service).await;
         }
         Ok(false) => {
-            if let Some((home, h1)) = serve_h1(ctx, h1, roles, steers).await {
+            if let Some((home, h1)) = serve_h1(ctx, h1, arrival, steers).await {
                 let (stream, unread) = h1.into_parts();
                 drop::<Listed>(listed);
                 hand_over(ctx, connections, open, Moved { home, stream, unread, roles });
@@ -168,8 +170,9 @@ pub async fn serve_moved(
     }
     let config = Rc::new(ctx.config.borrow().http.clone());
     let listed = connections.list(&stream);
+    let arrival = Arrival { roles, client: stream.peer_ip() };
     let h1 = H1::resume(stream, unread, Rc::clone(&listed.watch), config);
-    serve_h1(ctx, h1, roles, false).await;
+    serve_h1(ctx, h1, arrival, false).await;
 }
 
 /// Answers 503 and closes: the core has as many connections as it takes.
@@ -186,11 +189,11 @@ pub async fn refuse(ctx: &Rc<Context>, connections: &Rc<Connections>, stream: So
 async fn serve_h1(
     ctx: &Rc<Context>,
     mut h1: H1<Socket>,
-    roles: Roles,
+    arrival: Arrival,
     mut steers: bool,
 ) -> Option<(ShardId, H1<Socket>)> {
     loop {
-        let next = h1.next(|head, began| api::plan(ctx, head, roles, began)).await;
+        let next = h1.next(|head, began| api::plan(ctx, head, arrival, began)).await;
         let (planned, mut pending) = match next {
             Ok(Some(next)) => next,
             Ok(None) => return None,
@@ -297,7 +300,7 @@ impl Drop for PanicCounted<'_> {
 #[derive(Clone)]
 struct H2Service {
     ctx: Rc<Context>,
-    roles: Roles,
+    arrival: Arrival,
 }
 
 impl h2::PlanFn for H2Service {
@@ -305,7 +308,7 @@ impl h2::PlanFn for H2Service {
 
     fn plan(&self, head: &Head<'_>) -> Planned {
         match h2::check_size(head, &self.ctx.config.borrow().http) {
-            Ok(()) => api::plan(&self.ctx, head, self.roles, Instant::now()),
+            Ok(()) => api::plan(&self.ctx, head, self.arrival, Instant::now()),
             Err(cause) => api::plan_malformed(&self.ctx, head, cause),
         }
     }

@@ -10,9 +10,10 @@ use futures_lite::FutureExt;
 
 use crate::{
     api::{
+        bury,
         context::{Context, DataPlane},
         frame::{DrainPhase, Frame},
-        status, subscribe, top,
+        home, status, top,
     },
     config::resolve::Roles,
     limits,
@@ -25,6 +26,8 @@ use crate::{
 
 /// Between two looks for idle groups.
 const IDLE_MS: u64 = 1_000;
+/// Between two renewals of what is on its way from other gateways; well within a lease of theirs.
+const RENEW_MS: u64 = 3_000;
 
 /// Per core: everything a core owns.
 #[derive(Debug)]
@@ -71,26 +74,25 @@ impl Shard {
     /// Acts on a frame; gives back the answer to the one that ends the core.
     fn take(&self, frame: Frame) -> Option<(Instant, futures_channel::oneshot::Sender<u64>)> {
         match frame {
-            Frame::Fetch { request, answer } => {
-                let ctx = Rc::clone(&self.ctx);
-                glommio::spawn_local(async move {
-                    let served = subscribe::serve_fetch(Rc::clone(&ctx), request, answer);
-                    if AssertUnwindSafe(served).catch_unwind().await.is_err() {
-                        ctx.metrics.cells.panics.add(1);
-                    }
-                })
-                .detach();
+            Frame::Fetch { key, request, answer } => {
+                self.spawn(home::serve_fetch(Rc::clone(&self.ctx), key, request, answer));
             }
-            Frame::Settle { key, grants, delivered } => {
-                let group = self.ctx.data.as_ref().and_then(|data| data.groups.get(&key));
-                // A group that was left meanwhile has committed what it could; the rest comes again.
-                match group {
-                    Some(group) if delivered => {
-                        group.ack(&grants);
-                    }
-                    Some(group) => group.give_back(&grants),
-                    None => {}
-                }
+            Frame::Ask { key, op, is_from_peer, answer } => {
+                let ctx = Rc::clone(&self.ctx);
+                self.spawn(async move {
+                    // Who asked may have gone.
+                    let _ = answer.send(home::serve(&ctx, &key, op, is_from_peer).await);
+                });
+            }
+            Frame::Call { call, answer } => {
+                let ctx = Rc::clone(&self.ctx);
+                self.spawn(async move {
+                    // As above.
+                    let _ = answer.send(call.run_here(&ctx).await);
+                });
+            }
+            Frame::Settle { key, grants, is_delivered, origin } => {
+                home::settle(&self.ctx, key, grants, is_delivered, origin);
             }
             Frame::Connection { socket, unread, roles } => {
                 let connections = Rc::clone(&self.connections);
@@ -117,6 +119,29 @@ impl Shard {
             Frame::Finish { deadline, answer } => return Some((deadline, answer)),
         }
         None
+    }
+
+    /// Runs what a frame asks for; a panic is its own end, not the core's.
+    fn spawn(&self, serve: impl Future<Output = ()> + 'static) {
+        let ctx = Rc::clone(&self.ctx);
+        glommio::spawn_local(async move {
+            if AssertUnwindSafe(serve).catch_unwind().await.is_err() {
+                ctx.metrics.cells.panics.add(1);
+            }
+        })
+        .detach();
+    }
+
+    /// Leases whose time is over, and messages that were delivered often enough.
+    fn expire_leases(&self) {
+        let Some(data) = &self.ctx.data else { return };
+        let now = Instant::now();
+        for group in data.groups.all() {
+            group.expire(now);
+            for burial in group.take_worn() {
+                self.spawn(bury::worn(Rc::clone(&self.ctx), Rc::clone(&group), burial));
+            }
+        }
     }
 
     fn drain(&self, phase: DrainPhase) {
@@ -160,6 +185,7 @@ impl Shard {
         let cells = &self.ctx.metrics.cells;
         let mut refreshed_at = Instant::now();
         let (mut sweep, mut look_for_idle) = (Every::ms(SWEEP_MS), Every::ms(IDLE_MS));
+        let mut renew = Every::ms(RENEW_MS);
         loop {
             let late = self.kick.due().await;
             self.ctx.metrics.loop_delay.record(late);
@@ -173,7 +199,13 @@ impl Shard {
                     // Connections that became idle since.
                     self.connections.close_idle();
                 }
+                self.expire_leases();
                 self.gauges();
+            }
+            if renew.is_due(clock)
+                && let Some(data) = &self.ctx.data
+            {
+                data.peers.renew(&self.ctx);
             }
             if look_for_idle.is_due(clock) {
                 self.leave_idle_groups();
@@ -191,6 +223,7 @@ impl Shard {
             let (messages, bytes) = backend.queued();
             cells.producer_messages.set(messages);
             cells.producer_bytes.set(bytes);
+            cells.held_bytes.set(backend.held_bytes() as u64);
         }
     }
 

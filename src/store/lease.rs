@@ -2,13 +2,15 @@
 //!
 //! ```text
 //!   end                       next
-//!    |  A  L1 L1 A  R  L2 L2   |      A acknowledged, L leased (by lease id), R returned: to be delivered again
+//!    |  A  L1 L1 A  R  L2 B L2 |      A acknowledged, L leased (by lease id), R returned: to be delivered again, B being buried
 //!    committed up to here      what the source gives next
 //! ```
 //!
-//! Invariants: `end` never passes a message that is leased or returned, so the committed offset never passes an unacknowledged
-//! message; entries are sorted by offset; an acknowledgement touches its own lease only. Both acknowledgement modes and both
-//! stores use this table. Per core: it lives where the group lives. It knows no clients, no clocks and no Kafka.
+//! Invariants: `end` never passes a message that is leased, returned or being buried, so the committed offset never passes an
+//! unacknowledged message; entries are sorted by offset; an acknowledgement touches its own lease only; one lease takes over
+//! returned messages of one former lease only, so whoever acknowledges late acknowledges nothing it was not given. Both
+//! acknowledgement modes and both stores use this table. Per core: it lives where the group lives. It knows no clients, no clocks
+//! and no Kafka.
 
 use std::collections::VecDeque;
 
@@ -21,7 +23,21 @@ pub type LeaseId = u64;
 enum State {
     Leased(LeaseId),
     Acked,
-    Returned,
+    /// By the lease that had it, where that can still be named by whoever holds it; else 0.
+    Returned(LeaseId),
+    Burying,
+    /// Not to be handed out yet.
+    Delayed,
+}
+
+/// Who holds a message.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Holder {
+    Lease(LeaseId),
+    /// It is acknowledged, or was before this table began.
+    Done,
+    /// Not handed out, not known, returned, or on its way to a shadow queue.
+    Nobody,
 }
 
 #[derive(Debug)]
@@ -40,12 +56,26 @@ pub struct LeaseTable {
     entries: VecDeque<Entry>,
     leased: usize,
     returned: usize,
+    /// No message below it is returned.
+    returned_from: Offset,
+    /// Of the messages kept.
+    bytes: usize,
+}
+
+/// A message handed out again.
+#[derive(Debug)]
+pub struct Again {
+    pub message: Message,
+    /// How often it was delivered, this time included.
+    pub deliveries: u32,
+    /// The lease that had it.
+    pub former: LeaseId,
 }
 
 impl LeaseTable {
     /// A table whose first message is expected at `start`.
     pub fn new(start: Offset) -> Self {
-        Self { end: start, entries: VecDeque::new(), leased: 0, returned: 0 }
+        Self { end: start, entries: VecDeque::new(), leased: 0, returned: 0, returned_from: start, bytes: 0 }
     }
 
     /// End of the contiguous acknowledged run: what may be committed (Kafka's "next to read").
@@ -68,10 +98,21 @@ impl LeaseTable {
         self.entries.len()
     }
 
+    /// Bytes of the messages kept for another delivery.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// The offset a new message is expected at, or below.
+    pub fn next(&self) -> Offset {
+        self.entries.back().map_or(self.end, |last| last.offset + 1)
+    }
+
     /// Hands out a new message under `lease`. Messages come in offset order; gaps (compaction, markers) are fine.
     pub fn deliver(&mut self, lease: LeaseId, message: &Message) {
         debug_assert!(self.is_new(message.offset), "the source delivers in offset order");
         self.leased += 1;
+        self.bytes += message.bytes();
         self.entries.push_back(Entry {
             offset: message.offset,
             state: State::Leased(lease),
@@ -82,7 +123,7 @@ impl LeaseTable {
 
     /// Whether `offset` was not handed out before: a source that was repositioned may repeat what the table holds.
     pub fn is_new(&self, offset: Offset) -> bool {
-        offset >= self.end && self.entries.back().is_none_or(|last| offset > last.offset)
+        offset >= self.next()
     }
 
     /// Passes over a message nobody wants (filtered out): it counts as acknowledged.
@@ -91,19 +132,60 @@ impl LeaseTable {
         self.advance();
     }
 
-    /// Hands out one returned message again, the lowest offset first. Gives the message and how often it was delivered now.
-    #[inline] // Asked for each message of a batch, and nearly always in vain.
-    pub fn redeliver(&mut self, lease: LeaseId) -> Option<(Message, u32)> {
-        if self.returned == 0 { None } else { self.redeliver_lowest(lease) }
+    /// Takes a new message that is not to be handed out before [`LeaseTable::due`].
+    pub fn delay(&mut self, message: Message) {
+        let offset = message.offset;
+        self.bytes += message.bytes();
+        self.entries.push_back(Entry { offset, state: State::Delayed, deliveries: 0, message: Some(message) });
     }
 
-    fn redeliver_lowest(&mut self, lease: LeaseId) -> Option<(Message, u32)> {
-        let entry = self.entries.iter_mut().find(|e| e.state == State::Returned)?;
+    /// The time of a delayed message has come.
+    pub fn due(&mut self, offset: Offset) {
+        let Some(entry) = self.entry_mut(offset).filter(|entry| entry.state == State::Delayed) else { return };
+        entry.state = State::Returned(0);
+        self.returned += 1;
+        self.returned_from = self.returned_from.min(offset);
+    }
+
+    /// Hands out one returned message again, the lowest offset first, if it was returned by `former` (where that is given).
+    #[inline] // Asked for each message of a batch, and nearly always in vain.
+    pub fn redeliver(&mut self, lease: LeaseId, former: Option<LeaseId>) -> Option<Again> {
+        if self.returned == 0 { None } else { self.redeliver_lowest(lease, former) }
+    }
+
+    fn redeliver_lowest(&mut self, lease: LeaseId, wanted: Option<LeaseId>) -> Option<Again> {
+        let from = self.index_of(self.returned_from);
+        let (entry, former) = self.entries.range_mut(from..).find_map(|entry| match entry.state {
+            State::Returned(former) => Some((entry, former)),
+            _ => None,
+        })?;
+        self.returned_from = entry.offset;
+        if wanted.is_some_and(|wanted| wanted != former) {
+            return None;
+        }
         entry.state = State::Leased(lease);
         entry.deliveries += 1;
         self.returned -= 1;
         self.leased += 1;
-        entry.message.clone().map(|message| (message, entry.deliveries))
+        let deliveries = entry.deliveries;
+        entry.message.clone().map(|message| Again { message, deliveries, former })
+    }
+
+    /// Who holds the message at `offset`.
+    pub fn holder(&self, offset: Offset) -> Holder {
+        if offset < self.end {
+            return Holder::Done;
+        }
+        match self.entry(offset).map(|entry| entry.state) {
+            Some(State::Leased(lease)) => Holder::Lease(lease),
+            Some(State::Acked) => Holder::Done,
+            Some(State::Returned(_) | State::Burying | State::Delayed) | None => Holder::Nobody,
+        }
+    }
+
+    /// How often the message was delivered, and its text, while it is kept.
+    pub fn message(&self, offset: Offset) -> Option<(&Message, u32)> {
+        self.entry(offset).and_then(|entry| Some((entry.message.as_ref()?, entry.deliveries)))
     }
 
     /// Acknowledges the messages of `lease` between `first` and `last`. Gives how many were.
@@ -113,26 +195,93 @@ impl LeaseTable {
         acked
     }
 
-    /// The messages of `lease` between `first` and `last` go back: they are delivered again before new ones.
-    pub fn give_back(&mut self, lease: LeaseId, first: Offset, last: Offset) -> usize {
-        let returned = self.change(lease, first, last, State::Returned);
+    /// The messages of `lease` between `first` and `last` go back: they are delivered again before new ones. `named`: whoever
+    /// holds the lease may still name it.
+    pub fn give_back(&mut self, lease: LeaseId, first: Offset, last: Offset, named: bool) -> usize {
+        let returned = self.change(lease, first, last, State::Returned(if named { lease } else { 0 }));
         self.returned += returned;
+        if returned > 0 {
+            self.returned_from = self.returned_from.min(first);
+        }
         returned
     }
 
+    /// A leased message is on its way to a shadow queue: nobody's until [`LeaseTable::buried`].
+    pub fn bury(&mut self, lease: LeaseId, offset: Offset) -> bool {
+        self.change(lease, offset, offset, State::Burying) == 1
+    }
+
+    /// The message is in the shadow queue, which acknowledges it; or it is not, and goes back to `lease`, or to whoever comes next.
+    pub fn buried(&mut self, offset: Offset, is_stored: bool, lease: Option<LeaseId>) {
+        let Some(entry) = self.entry_mut(offset).filter(|entry| entry.state == State::Burying) else { return };
+        entry.state = match lease {
+            _ if is_stored => State::Acked,
+            Some(lease) => State::Leased(lease),
+            None => State::Returned(0),
+        };
+        let bytes = if is_stored { entry.message.take().map_or(0, |message| message.bytes()) } else { 0 };
+        match entry.state {
+            State::Leased(_) => self.leased += 1,
+            State::Returned(_) => {
+                self.returned += 1;
+                self.returned_from = self.returned_from.min(offset);
+            }
+            State::Acked | State::Burying | State::Delayed => {}
+        }
+        self.bytes -= bytes;
+        self.advance();
+    }
+
+    /// Those messages of `lease` that were delivered `deliveries_max` times are buried: gives them, with how often that was.
+    pub fn bury_worn(
+        &mut self,
+        lease: LeaseId,
+        first: Offset,
+        last: Offset,
+        deliveries_max: u32,
+    ) -> Vec<(Message, u32)> {
+        let from = self.index_of(first);
+        let mut worn = Vec::new();
+        for entry in self.entries.range_mut(from..).take_while(|e| e.offset <= last) {
+            if entry.state == State::Leased(lease)
+                && entry.deliveries >= deliveries_max
+                && let Some(message) = &entry.message
+            {
+                worn.push((message.clone(), entry.deliveries));
+                entry.state = State::Burying;
+            }
+        }
+        self.leased -= worn.len();
+        worn
+    }
+
+    fn index_of(&self, offset: Offset) -> usize {
+        self.entries.partition_point(|e| e.offset < offset)
+    }
+
+    fn entry(&self, offset: Offset) -> Option<&Entry> {
+        self.entries.get(self.index_of(offset)).filter(|entry| entry.offset == offset)
+    }
+
+    fn entry_mut(&mut self, offset: Offset) -> Option<&mut Entry> {
+        let index = self.index_of(offset);
+        self.entries.get_mut(index).filter(|entry| entry.offset == offset)
+    }
+
     fn change(&mut self, lease: LeaseId, first: Offset, last: Offset, to: State) -> usize {
-        let from = self.entries.partition_point(|e| e.offset < first);
-        let mut changed = 0;
+        let from = self.index_of(first);
+        let (mut changed, mut bytes) = (0, 0);
         for entry in self.entries.range_mut(from..).take_while(|e| e.offset <= last) {
             if entry.state == State::Leased(lease) {
                 entry.state = to;
                 if to == State::Acked {
-                    entry.message = None;
+                    bytes += entry.message.take().map_or(0, |message| message.bytes());
                 }
                 changed += 1;
             }
         }
         self.leased -= changed;
+        self.bytes -= bytes;
         changed
     }
 
@@ -152,7 +301,7 @@ mod tests {
     use super::*;
 
     fn message(offset: Offset) -> Message {
-        Message { partition: 0, offset, timestamp_ms: 0, key: None, value: Bytes::from_static(b"x"), headers: None }
+        Message { offset, value: Bytes::from_static(b"x"), ..Message::default() }
     }
 
     #[test]
@@ -183,10 +332,37 @@ mod tests {
         let mut table = LeaseTable::new(0);
         table.deliver(1, &message(0));
         table.deliver(1, &message(1));
-        assert_eq!(table.give_back(1, 0, 1), 2);
-        let (again, deliveries) = table.redeliver(2).expect("two were returned");
-        assert_eq!((again.offset, deliveries), (0, 2));
+        assert_eq!(table.give_back(1, 0, 1, true), 2);
+        let again = table.redeliver(2, None).expect("two were returned");
+        assert_eq!((again.message.offset, again.deliveries, again.former), (0, 2, 1));
         assert_eq!((table.leased(), table.returned()), (1, 1));
+    }
+
+    #[test]
+    fn a_lease_takes_over_from_one_lease_only() {
+        let mut table = LeaseTable::new(0);
+        (0..4).for_each(|offset| table.deliver(1 + u64::from(offset >= 2), &message(offset)));
+        table.give_back(1, 0, 1, true);
+        table.give_back(2, 2, 3, true);
+        let former = table.redeliver(3, None).expect("four were returned").former;
+        assert_eq!(table.redeliver(3, Some(former)).map(|again| again.message.offset), Some(1));
+        assert!(table.redeliver(3, Some(former)).is_none(), "what the other lease returned is another answer's");
+        assert_eq!(table.redeliver(4, None).map(|again| again.message.offset), Some(2));
+    }
+
+    #[test]
+    fn a_message_being_buried_is_nobodys_and_stops_the_end() {
+        let mut table = LeaseTable::new(0);
+        (0..3).for_each(|offset| table.deliver(1, &message(offset)));
+        assert!(table.bury(1, 0));
+        assert!(!table.bury(1, 0), "once");
+        assert_eq!(table.ack(1, 0, 2), 2);
+        assert_eq!((table.end(), table.holder(0), table.holder(1)), (0, Holder::Nobody, Holder::Done));
+        table.buried(0, false, None);
+        assert_eq!(table.redeliver(2, None).map(|again| again.deliveries), Some(2));
+        assert!(table.bury(2, 0));
+        table.buried(0, true, None);
+        assert_eq!((table.end(), table.bytes(), table.outstanding()), (3, 0, 0));
     }
 
     #[test]
@@ -238,10 +414,10 @@ mod tests {
                     4 if !open.is_empty() => {
                         let index = usize::try_from(random(open.len() as u64)).expect("small");
                         let (id, offset) = open.swap_remove(index);
-                        assert_eq!(table.give_back(id, offset, offset), 1);
+                        assert_eq!(table.give_back(id, offset, offset, true), 1);
                         lease += 1;
-                        let (again, _) = table.redeliver(lease).expect("one was returned");
-                        open.push((lease, again.offset));
+                        let again = table.redeliver(lease, None).expect("one was returned");
+                        open.push((lease, again.message.offset));
                     }
                     _ => {}
                 }

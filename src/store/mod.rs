@@ -8,6 +8,7 @@
 //! dropped never un-sends a record. What a report means for data safety is decided here once, by [`ProduceError`].
 //! This module knows no HTTP and no librdkafka.
 
+pub mod admin;
 pub mod group;
 pub mod lease;
 pub mod memory;
@@ -19,8 +20,12 @@ pub mod tag;
 use std::{cell::Cell, future::Future, rc::Rc, sync::Arc};
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
-pub use group::{Delivery, FetchError, FetchSpec, Grant, Group, GroupStatus};
+pub use admin::{At, GroupInfo, GroupMember, GroupState, SeekError};
+pub use group::{
+    Acked, Bounds, Budget, Burial, Delivery, FetchError, FetchSpec, Grant, Group, GroupStatus, LeaseSpec, Stuck,
+};
 pub use tag::TagFilter;
 
 /// Partition number, as Kafka counts.
@@ -45,12 +50,20 @@ pub type Header = (Bytes, Option<Bytes>);
 /// The record header that carries `X-Tag`.
 pub const TAG_HEADER: &[u8] = b"kateway-tag";
 
+/// What the Kafka name of a group's retry queue ends in.
+pub const RETRY_SUFFIX: &str = ".retry";
+
+/// The record header that says from when on (Unix ms) a message of a retry queue may be read.
+pub const DUE_HEADER: &[u8] = b"kateway-due";
+
 /// A record on its way in.
 #[derive(Clone, Debug, Default)]
 pub struct Record {
     /// `None` for a keyless record; an empty key never occurs.
     pub key: Option<Bytes>,
     pub value: Bytes,
+    /// The value is null: with a key, compaction removes that key. `value` is empty then.
+    pub is_tombstone: bool,
     /// In order, repeats kept. The tag is one of them ([`TAG_HEADER`]).
     pub headers: Vec<Header>,
     /// Explicit partition; else the partitioner decides.
@@ -82,7 +95,7 @@ pub enum ProduceError {
 }
 
 /// A message on its way out.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Message {
     pub partition: Partition,
     pub offset: Offset,
@@ -90,6 +103,8 @@ pub struct Message {
     pub timestamp_ms: i64,
     pub key: Option<Bytes>,
     pub value: Bytes,
+    /// The value is null, which is not the same as empty. `value` is empty then.
+    pub is_tombstone: bool,
     /// Shared, because a delivered message is kept until it is acknowledged; `None` for the usual record without headers.
     pub headers: Option<Arc<[Header]>>,
 }
@@ -100,6 +115,12 @@ impl Message {
         self.headers().iter().find(|(name, _)| name.as_ref() == TAG_HEADER).and_then(|(_, value)| value.as_deref())
     }
 
+    /// From when on it may be read, in Unix ms, if that was said.
+    pub fn due_ms(&self) -> Option<i64> {
+        let (_, due) = self.headers.as_ref()?.iter().find(|(name, _)| name.as_ref() == DUE_HEADER)?;
+        std::str::from_utf8(due.as_deref()?).ok()?.parse().ok()
+    }
+
     pub fn headers(&self) -> &[Header] {
         self.headers.as_deref().unwrap_or_default()
     }
@@ -108,6 +129,14 @@ impl Message {
     pub fn bytes(&self) -> usize {
         self.value.len() + self.key.as_ref().map_or(0, Bytes::len)
     }
+}
+
+/// Offsets that retention took before a group had read them, both included.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Gap {
+    pub partition: Partition,
+    pub from: Offset,
+    pub to: Offset,
 }
 
 /// What a core knows of a topic. Per core: interned once, so that handles and counters hang on `slot`.
@@ -170,12 +199,14 @@ pub enum AdminError {
     Refused {
         reason: String,
     },
+    /// The group has members, which alone may move or forget its offsets.
+    InUse,
     /// This store has no such operation.
     NotSupported,
 }
 
 /// Where a group starts where it has nothing committed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub enum Reset {
     #[default]
     Oldest,
@@ -223,6 +254,47 @@ pub trait Store {
 
     /// Commits what is acknowledged, leaves, and frees the client. The group is not used afterwards.
     fn close_group(&self, group: &Rc<Group>) -> impl Future<Output = ()>;
+
+    /// Who reads `topic` in the group, here or elsewhere.
+    fn describe_group(&self, topic: &str, group_id: &str) -> impl Future<Output = Result<GroupInfo, AdminError>>;
+
+    /// The group ids of the cluster, at most [`crate::limits::GROUPS_LISTED_MAX`].
+    fn list_groups(&self) -> impl Future<Output = Result<Vec<String>, AdminError>>;
+
+    /// Committed offsets of the group, of the partitions that have one. A group that is not there has none.
+    fn committed(
+        &self,
+        topic: &Topic,
+        group_id: &str,
+    ) -> impl Future<Output = Result<Vec<(Partition, Offset)>, AdminError>>;
+
+    /// Commits for a group that nobody reads; [`AdminError::InUse`] when somebody does. An open group is moved by `seek`.
+    fn set_committed(
+        &self,
+        topic: &Topic,
+        group_id: &str,
+        ends: &[(Partition, Offset)],
+    ) -> impl Future<Output = Result<(), AdminError>>;
+
+    /// Forgets what the group has committed in this topic; [`AdminError::InUse`] while it is read.
+    fn delete_committed(&self, topic: &Topic, group_id: &str) -> impl Future<Output = Result<(), AdminError>>;
+
+    /// The offset of a place in every partition.
+    fn offsets_at(&self, topic: &Topic, at: At) -> impl Future<Output = Result<Vec<(Partition, Offset)>, AdminError>>;
+
+    /// Moves a group that is open on this core: its leases of these partitions are void, no message from before is delivered after
+    /// this ends, and the offsets are committed when it gives `Ok`. Offsets outside the log are not checked here.
+    fn seek(&self, group: &Rc<Group>, moves: Vec<(Partition, Offset)>) -> impl Future<Output = Result<(), SeekError>>;
+
+    /// Messages from these offsets on, without a group: at most `messages_max`, and no more once `bytes_max` is reached. It ends at
+    /// what was the newest when it began, or after a few seconds.
+    fn peek(
+        &self,
+        topic: &Topic,
+        from: &[(Partition, Offset)],
+        messages_max: usize,
+        bytes_max: usize,
+    ) -> impl Future<Output = Result<Vec<Message>, AdminError>>;
 
     /// Waits until every record handed over is reported, at most until `deadline`; what is left then is counted.
     fn flush(&self, deadline: std::time::Instant) -> impl Future<Output = u64>;

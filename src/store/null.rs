@@ -13,12 +13,15 @@ use std::{
 };
 
 use super::{
-    Ack, AdminError, Begin, Group, ProduceError, Record, Store, Stored, Topic, TopicMeta, Watermarks, murmur2,
+    Ack, AdminError, At, Begin, Bounds, Group, GroupInfo, GroupState, Message, Offset, Partition, ProduceError, Record,
+    SeekError, Store, Stored, Topic, TopicMeta, Watermarks, murmur2,
 };
+use crate::config::resolve::{Config, NullConfig};
 
 /// See the module text.
 #[derive(Debug)]
 pub struct NullStore {
+    bounds: Bounds,
     delay: Duration,
     error_ppm: u32,
     /// Spreads the scripted errors evenly instead of by chance, so that a test can count them.
@@ -27,8 +30,14 @@ pub struct NullStore {
 }
 
 impl NullStore {
-    pub fn new(delay: Duration, error_ppm: u32) -> Self {
-        Self { delay, error_ppm, error_debt: Cell::new(0), next: Cell::new(0) }
+    /// What its groups may hold.
+    pub fn bounds(&self) -> &Bounds {
+        &self.bounds
+    }
+
+    pub fn new(config: &Config) -> Self {
+        let NullConfig { delay, error_ppm } = config.null;
+        Self { bounds: Bounds::new(&config.subscribe), delay, error_ppm, error_debt: Cell::new(0), next: Cell::new(0) }
     }
 
     fn outcome(&self, topic: &Topic, record: &Record) -> Result<Stored, ProduceError> {
@@ -98,13 +107,56 @@ impl Store for NullStore {
     }
 
     fn open_group(&self, topic: &Rc<Topic>, group_id: &str, _begin: Begin) -> Result<Rc<Group>, AdminError> {
-        let group = Group::new(&topic.name, group_id, 0);
+        let group = Group::new(&topic.name, group_id, &self.bounds);
         group.set_assigned();
         Ok(group)
     }
 
     async fn close_group(&self, group: &Rc<Group>) {
         group.close();
+    }
+
+    async fn describe_group(&self, _topic: &str, _group_id: &str) -> Result<GroupInfo, AdminError> {
+        Ok(GroupInfo { state: GroupState::Empty, members: Vec::new() })
+    }
+
+    async fn list_groups(&self) -> Result<Vec<String>, AdminError> {
+        Ok(Vec::new())
+    }
+
+    async fn committed(&self, _topic: &Topic, _group_id: &str) -> Result<Vec<(Partition, Offset)>, AdminError> {
+        Ok(Vec::new())
+    }
+
+    async fn set_committed(
+        &self,
+        _topic: &Topic,
+        _group_id: &str,
+        _ends: &[(Partition, Offset)],
+    ) -> Result<(), AdminError> {
+        Ok(())
+    }
+
+    async fn delete_committed(&self, _topic: &Topic, _group_id: &str) -> Result<(), AdminError> {
+        Ok(())
+    }
+
+    async fn offsets_at(&self, topic: &Topic, _at: At) -> Result<Vec<(Partition, Offset)>, AdminError> {
+        Ok((0..topic.partitions.get()).map(|partition| (partition, 0)).collect())
+    }
+
+    async fn seek(&self, _group: &Rc<Group>, _moves: Vec<(Partition, Offset)>) -> Result<(), SeekError> {
+        Ok(())
+    }
+
+    async fn peek(
+        &self,
+        _topic: &Topic,
+        _from: &[(Partition, Offset)],
+        _messages_max: usize,
+        _bytes_max: usize,
+    ) -> Result<Vec<Message>, AdminError> {
+        Ok(Vec::new())
     }
 
     async fn flush(&self, _deadline: Instant) -> u64 {

@@ -3,10 +3,12 @@
 //! A message carries its tags in one record header, `a;b`; a filter names some and lets through what has any of them. Knows
 //! neither groups nor clients.
 
+use serde::{Deserialize, Serialize};
+
 use super::Message;
 
 /// Any of these tags lets a message through.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct TagFilter(Vec<Vec<u8>>);
 
 impl TagFilter {

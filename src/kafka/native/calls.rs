@@ -11,7 +11,11 @@ use std::{
 
 use rdkafka::bindings as rd;
 
-use super::{Client, ErrorCode, Event, Queue, RawEvent, code_at, take_error, text_at};
+use super::{
+    Client, ErrorCode, Event, Queue, code_at,
+    groups::{Refusal, fault},
+    take_error, text_at,
+};
 use crate::store::{Offset, Partition, TopicMeta};
 
 /// Partitions with an offset and a result each. One topic, because a group reads one.
@@ -100,7 +104,7 @@ impl PartitionList {
         (0..usize::try_from(count).unwrap_or(0)).map(move |i| start.wrapping_add(i))
     }
 
-    fn raw(&self) -> *mut rd::rd_kafka_topic_partition_list_t {
+    pub(super) fn raw(&self) -> *mut rd::rd_kafka_topic_partition_list_t {
         self.0.as_ptr()
     }
 }
@@ -119,7 +123,7 @@ pub struct TopicInfo {
     pub code: ErrorCode,
 }
 
-fn ms(timeout: Duration) -> c_int {
+pub(super) fn ms(timeout: Duration) -> c_int {
     c_int::try_from(timeout.as_millis()).unwrap_or(c_int::MAX)
 }
 
@@ -165,33 +169,25 @@ impl Client {
         partitions: i32,
         replicas: i32,
         timeout: Duration,
-    ) -> Result<(), (ErrorCode, String)> {
-        let fault = |text: &str| (INVALID_ARG, text.to_owned());
+    ) -> Result<(), Refusal> {
         let name = CString::new(name).map_err(|_| fault("NUL in the name"))?;
-        let queue = Queue::temporary(self).ok_or_else(|| fault("no queue"))?;
         let mut text = [0; 256];
-        // SAFETY: live client and queue; the request object is ours before and after the call, which copies it.
-        let event = unsafe {
-            let (start, length) = (text.as_mut_ptr(), text.len());
-            let mut topic = rd::rd_kafka_NewTopic_new(name.as_ptr(), partitions, replicas, start, length);
-            if topic.is_null() {
-                return Err((INVALID_ARG, text_at(text.as_ptr())));
-            }
-            let api = rd::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_CREATETOPICS;
-            let options = rd::rd_kafka_AdminOptions_new(self.raw(), api);
-            rd::rd_kafka_AdminOptions_set_request_timeout(options, ms(timeout), start, length);
-            rd::rd_kafka_AdminOptions_set_operation_timeout(options, ms(timeout), start, length);
-            rd::rd_kafka_CreateTopics(self.raw(), &raw mut topic, 1, options, queue.raw());
-            rd::rd_kafka_AdminOptions_destroy(options);
-            rd::rd_kafka_NewTopic_destroy(topic);
-            rd::rd_kafka_queue_poll(queue.raw(), ms(timeout + Duration::from_secs(1)))
+        // SAFETY: a terminated name, and a writable text with its length.
+        let topic =
+            unsafe { rd::rd_kafka_NewTopic_new(name.as_ptr(), partitions, replicas, text.as_mut_ptr(), text.len()) };
+        let Some(topic) = NonNull::new(topic) else {
+            // SAFETY: librdkafka terminates what it writes there.
+            return Err((INVALID_ARG, unsafe { text_at(text.as_ptr()) }));
         };
-        let event = RawEvent(NonNull::new(event).ok_or((TIMED_OUT, String::new()))?);
-        if !event.code().is_ok() {
-            // SAFETY: live event.
-            let text = unsafe { text_at(rd::rd_kafka_event_error_string(event.0.as_ptr())) };
-            return Err((event.code(), text));
-        }
+        let call = rd::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_CREATETOPICS;
+        let event = self.admin_call(call, timeout, timeout + Duration::from_secs(1), |options, queue| {
+            let mut topic = topic.as_ptr();
+            // SAFETY: live client, options and queue; the request object is ours, copied by the call, and destroyed once.
+            unsafe {
+                rd::rd_kafka_CreateTopics(self.raw(), &raw mut topic, 1, options, queue);
+                rd::rd_kafka_NewTopic_destroy(topic);
+            }
+        })?;
         // SAFETY: a CreateTopics result, as the queue carries nothing else; the array has `count` elements.
         unsafe {
             let mut count = 0;
@@ -203,6 +199,15 @@ impl Client {
             let text = text_at(rd::rd_kafka_topic_result_error_string(*topic));
             ErrorCode::from(rd::rd_kafka_topic_result_error(*topic)).ok_or().map_err(|code| (code, text))
         }
+    }
+
+    /// Where the first message is that is not older than `time_ms`, of each partition, into the list; negative where there is none.
+    /// Blocks, as `offsets_at`.
+    pub fn offsets_at_time(&self, time_ms: i64, list: &mut PartitionList, timeout: Duration) -> Result<(), ErrorCode> {
+        // Negative times are the protocol's words for other places.
+        list.set_offsets(time_ms.max(0));
+        // SAFETY: live client and list.
+        ErrorCode::from(unsafe { rd::rd_kafka_offsets_for_times(self.raw(), list.raw(), ms(timeout)) }).ok_or()
     }
 
     /// Oldest or latest offset of each partition, into the list. Blocks: one request per leader, however many partitions.
@@ -217,8 +222,8 @@ impl Client {
     }
 }
 
-const INVALID_ARG: ErrorCode = ErrorCode(rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__INVALID_ARG as i32);
-const TIMED_OUT: ErrorCode = ErrorCode(rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__TIMED_OUT as i32);
+pub(super) const INVALID_ARG: ErrorCode = ErrorCode(rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__INVALID_ARG as i32);
+pub(super) const TIMED_OUT: ErrorCode = ErrorCode(rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__TIMED_OUT as i32);
 
 // === groups ===
 
@@ -281,6 +286,13 @@ impl Client {
         }
     }
 
+    /// Goes on reading the partitions of the list from its offsets; what became of each is in the list. From here on no message from
+    /// before comes out of a queue (src: the version barrier). Blocks shortly. An error means that it may yet happen, later.
+    pub fn seek(&self, list: &mut PartitionList, timeout: Duration) -> Result<(), String> {
+        // SAFETY: live client and list.
+        unsafe { take_error(rd::rd_kafka_seek_partitions(self.raw(), list.raw(), ms(timeout))) }.map_or(Ok(()), Err)
+    }
+
     /// Which protocol the members agreed on. Blocks shortly.
     fn is_cooperative(&self) -> bool {
         // SAFETY: live client; static text.
@@ -293,15 +305,16 @@ impl Client {
         unsafe { rd::rd_kafka_assignment_lost(self.raw()) != 0 }
     }
 
-    /// One past the newest message, as the last fetch answer said. Does not wait.
-    pub fn latest_seen(&self, topic: &CStr, partition: Partition) -> Option<Offset> {
+    /// Oldest offset and one past the newest message, each if known, as the last fetch answer said. Does not wait.
+    pub fn ends_seen(&self, topic: &CStr, partition: Partition) -> (Option<Offset>, Option<Offset>) {
         let (mut low, mut high) = (-1, -1);
         // SAFETY: live client, terminated name, two writable numbers.
         let code = unsafe {
             let (low, high) = (&raw mut low, &raw mut high);
             rd::rd_kafka_get_watermark_offsets(self.raw(), topic.as_ptr(), partition, low, high)
         };
-        (ErrorCode::from(code).is_ok() && high >= 0).then_some(high)
+        let known = |offset: Offset| (ErrorCode::from(code).is_ok() && offset >= 0).then_some(offset);
+        (known(low), known(high))
     }
 
     /// Starts leaving the group. What is left to answer comes by `queue`; [`Client::is_closed`] tells when it is over.

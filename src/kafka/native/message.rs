@@ -75,6 +75,11 @@ impl Fetched {
         unsafe { bytes_at(message.payload.cast(), message.len) }.unwrap_or_default()
     }
 
+    /// The value is null.
+    pub fn is_tombstone(&self) -> bool {
+        self.message().payload.is_null()
+    }
+
     pub fn key(&self) -> Option<&[u8]> {
         let message = self.message();
         // SAFETY: as `value`.

@@ -1,6 +1,6 @@
 //! librdkafka behind owning types. This folder is the only place of the gateway's Kafka side that is not safe Rust.
 //!
-//! `mod` clients, queues, events; `calls` what is asked of a client; `message` messages and reports; `outbox` producing; `linger` how
+//! `mod` clients, queues, events; `calls` what is asked of a client, `groups` of groups it is no member of; `message` messages and reports; `simple` reading without a group; `outbox` producing; `linger` how
 //! librdkafka's threads wait.
 //!
 //! Invariants:
@@ -29,14 +29,18 @@ use rdkafka::bindings as rd;
 use crate::{limits, offload::Offload};
 
 mod calls;
+mod groups;
 mod linger;
 mod message;
 mod outbox;
+mod simple;
 
 pub use calls::{End, Entry, PartitionList};
+pub use groups::{Described, DescribedMember};
 pub use linger::Linger;
 pub use message::{Fetched, Reported, Status};
 pub use outbox::{Outbox, Ticket};
+pub use simple::Reading;
 
 unsafe extern "C" {
     /// Declared again with an integer: codes of newer brokers are not in the enum of the bindings.

@@ -65,7 +65,8 @@ impl<T> Outbox<T> {
     pub fn send(&mut self, topic: &TopicHandle, record: Record, kept: T) -> Result<Ticket, ErrorCode> {
         assert!(Arc::ptr_eq(&topic.client, &self.client), "a topic handle belongs to one client");
         self.generation = self.generation.wrapping_add(1).max(1);
-        let Record { key, value, headers, partition } = record;
+        let Record { key, value, is_tombstone, headers, partition } = record;
+        let value = if is_tombstone { Bytes::new() } else { value };
         let length = value.len() + key.as_ref().map_or(0, Bytes::len);
         let slot = Slot {
             payload: value,
@@ -78,7 +79,8 @@ impl<T> Outbox<T> {
         let index = u32::try_from(entry.key()).map_err(|_| QUEUE_FULL)?;
         let ticket = Ticket { index, generation: self.generation };
         let slot = entry.insert(slot);
-        let lent = Lent { payload: &slot.payload, key: key.as_deref(), partition, opaque: ticket.opaque() };
+        let payload = (!is_tombstone).then_some(&slot.payload);
+        let lent = Lent { payload, key: key.as_deref(), partition, opaque: ticket.opaque() };
         // SAFETY: the slot keeps the payload until the report or hands it to the client's destroyer (Drop below).
         let taken =
             unsafe { if headers.is_empty() { lent.produce(topic) } else { lent.produce_with(topic, &headers) } };
@@ -143,7 +145,8 @@ const PARTITION_UNASSIGNED: i32 = -1;
 
 /// One record as librdkafka's calls want it.
 struct Lent<'a> {
-    payload: &'a Bytes,
+    /// `None` for a tombstone.
+    payload: Option<&'a Bytes>,
     key: Option<&'a [u8]>,
     partition: Option<Partition>,
     opaque: u64,
@@ -158,20 +161,26 @@ impl Lent<'_> {
         self.key.map_or((ptr::null(), 0), |key| (key.as_ptr().cast(), key.len()))
     }
 
+    /// Null says tombstone; of an empty value librdkafka keeps that it is none (src).
+    fn payload(&self) -> (*mut c_void, usize) {
+        self.payload.map_or((ptr::null_mut(), 0), |payload| (payload.as_ptr().cast_mut().cast(), payload.len()))
+    }
+
     /// The short way, without headers. The key is copied by librdkafka (src), the payload is not.
     ///
     /// # Safety
     /// The payload lives until the report for `opaque`, or until the client is destroyed.
     unsafe fn produce(&self, topic: &TopicHandle) -> Result<(), ErrorCode> {
         let (key, key_length) = self.key();
+        let (payload, length) = self.payload();
         // SAFETY: live topic, readable key and payload; msgflags 0: no copy, no free.
         let result = unsafe {
             rd::rd_kafka_produce(
                 topic.ptr.as_ptr(),
                 self.partition(),
                 0,
-                self.payload.as_ptr().cast_mut().cast(),
-                self.payload.len(),
+                payload,
+                length,
                 key,
                 key_length,
                 self.opaque as *mut c_void,
@@ -191,7 +200,7 @@ impl Lent<'_> {
     unsafe fn produce_with(&self, topic: &TopicHandle, headers: &[Header]) -> Result<(), ErrorCode> {
         use rd::rd_kafka_vtype_t as tag;
         let (key, key_length) = self.key();
-        let payload = self.payload.as_ptr().cast_mut().cast();
+        let (payload, length) = self.payload();
         // SAFETY: live topic and client; every union field is the one its tag names; the header list is ours until the call
         // takes it, which it does only when it succeeds.
         unsafe {
@@ -205,7 +214,7 @@ impl Lent<'_> {
             vus[2].u.i = 0;
             vus[3].vtype = tag::RD_KAFKA_VTYPE_VALUE;
             vus[3].u.mem.ptr = payload;
-            vus[3].u.mem.size = self.payload.len();
+            vus[3].u.mem.size = length;
             vus[4].vtype = tag::RD_KAFKA_VTYPE_KEY;
             vus[4].u.mem.ptr = key.cast_mut();
             vus[4].u.mem.size = key_length;

@@ -1,8 +1,12 @@
 //! The pump of one group: takes what librdkafka has, gives it to the group, commits what the group has acknowledged.
 //!
-//! Invariants: one commit is under way at a time, so an older one never overtakes a newer; a pump step handles at most
+//! `messages` takes messages, `seek` moves the group. Invariants: one commit is under way at a time, so an older one never overtakes a
+//! newer; a pump step handles at most
 //! [`limits::LOOP_ITEMS_MAX`] messages and then yields. Partitions are never paused: librdkafka's pause waits for its own thread,
 //! and outlives an assignment. Per core; lives as long as one client.
+
+mod messages;
+mod seek;
 
 use std::{
     rc::Rc,
@@ -10,9 +14,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use rdkafka::bindings::rd_kafka_resp_err_t as rd;
 
+use self::seek::Seeking;
+pub(super) use self::seek::{Seeks, unavailable};
 use super::{
     consumer::{Member, leave_by},
     delivery::log_line,
@@ -22,7 +27,7 @@ use super::{
 };
 use crate::{
     limits,
-    store::{Message, Offset, Partition},
+    store::{Group, Offset, Partition, Stuck},
 };
 
 /// The consumer queue is polled at least so often.
@@ -35,8 +40,6 @@ const COMMIT_LOST: Duration = Duration::from_secs(15);
 const FAULT_SHOWN: Duration = Duration::from_secs(5);
 /// Of syslog's levels.
 const LOG_WARNING: i32 = 4;
-/// Values up to this are copied: a message handed out as it is keeps its whole fetch answer in memory.
-const COPY_BYTES_MAX: usize = 256;
 
 #[derive(Debug)]
 struct Part {
@@ -65,6 +68,9 @@ pub(super) struct Pump {
     answers: Rc<Answers>,
     fetched: Vec<Fetched>,
     committing: Option<Committing>,
+    seeking: Option<Seeking>,
+    /// There was an assignment, perhaps of nothing.
+    has_joined: bool,
     commit_due: Instant,
     tick_due: Instant,
     look_due: Instant,
@@ -72,6 +78,10 @@ pub(super) struct Pump {
     down_since: Option<Instant>,
     fault_until: Option<Instant>,
     is_broken: bool,
+    /// The group is stuck: it leaves, and joins anew by another client.
+    is_stuck: bool,
+    /// From then on it gives no messages (`test.deaf_consumers_ms`).
+    pub(in crate::kafka) deaf_from: Option<Instant>,
 }
 
 impl Pump {
@@ -88,12 +98,16 @@ impl Pump {
             turn: 0,
             fetched: Vec::with_capacity(limits::LOOP_ITEMS_MAX),
             committing: None,
+            seeking: None,
+            has_joined: false,
             commit_due: now,
             tick_due: now,
             look_due: now,
             down_since: None,
             fault_until: None,
             is_broken: false,
+            is_stuck: false,
+            deaf_from: None,
         })
     }
 
@@ -109,9 +123,9 @@ impl Pump {
                 }
                 return group.is_closing();
             }
-            if group.is_closing() && !self.answers.is_busy() {
+            if (group.is_closing() || self.is_stuck) && !self.answers.is_busy() {
                 self.leave().await;
-                return true;
+                return group.is_closing();
             }
             let more = self.fetch_some();
             let now = Instant::now();
@@ -149,6 +163,7 @@ impl Pump {
         while let Some(rebalance) = self.answers.next_rebalance() {
             self.take_rebalance(rebalance);
         }
+        self.begin_seek();
     }
 
     fn take_rebalance(&mut self, rebalance: Rebalance) {
@@ -180,6 +195,11 @@ impl Pump {
             }
             // Of a partition that was not split off in time: as good as any other, and later ones must not overtake it.
             Event::Message(message) => {
+                if self.is_moving(message.partition()) {
+                    // From before the move or from after it? The next client reads it again.
+                    self.is_broken = true;
+                    return;
+                }
                 self.take_message(*message);
                 self.member.group.wake_first();
             }
@@ -209,6 +229,7 @@ impl Pump {
                 self.take_partitions(starts);
             }
             Outcome::NotAssigned => {}
+            Outcome::Sought(sought) => self.end_seek(sought),
             Outcome::Refused(text) => {
                 self.member.around.stats.errors.one();
                 tracing::error!(
@@ -237,8 +258,11 @@ impl Pump {
 
     fn take_partitions(&mut self, starts: Vec<Start>) {
         let group = Rc::clone(&self.member.group);
-        for Start { partition, offset, is_chosen, queue } in starts {
+        for Start { partition, offset, is_chosen, gap, queue } in starts {
             group.assign(partition, offset);
+            if let Some((first, last)) = gap {
+                self.note_gap(partition, first, last);
+            }
             if is_chosen {
                 group.mark_uncommitted([partition]);
             }
@@ -246,6 +270,7 @@ impl Pump {
             self.parts.push(Part { id: partition, queue, next: offset });
         }
         self.commit_due = Instant::now();
+        self.has_joined = true;
         group.set_assigned();
     }
 
@@ -275,91 +300,12 @@ impl Pump {
     }
 }
 
-// === messages ===
-
-impl Pump {
-    /// One bounded step of messages. Gives whether there may be more that are wanted.
-    fn fetch_some(&mut self) -> bool {
-        let group = Rc::clone(&self.member.group);
-        let demand = group.demand().min(limits::LOOP_ITEMS_MAX);
-        if demand == 0 {
-            return false;
-        }
-        let count = self.parts.len();
-        let (mut taken, mut bytes) = (0, 0);
-        for step in 0..count {
-            if taken >= demand || bytes >= limits::BATCH_BYTES_MAX {
-                break;
-            }
-            let part = &self.parts[(self.turn + step) % count];
-            if !group.has_room(part.id) {
-                continue;
-            }
-            let mut fetched = std::mem::take(&mut self.fetched);
-            taken += part.queue.fetch(demand - taken, &mut fetched);
-            for message in fetched.drain(..) {
-                bytes += self.take_message(message);
-            }
-            self.fetched = fetched;
-        }
-        if count > 0 {
-            self.turn = (self.turn + 1) % count;
-        }
-        if taken > 0 {
-            self.heard();
-            group.wake_first();
-        }
-        taken > 0 && group.demand() > 0
-    }
-
-    /// Gives the message's bytes.
-    fn take_message(&mut self, message: Fetched) -> usize {
-        if let Some(code) = message.error() {
-            self.take_error(code, "", false);
-            return 0;
-        }
-        self.follow(message.partition(), message.offset());
-        let message = hand_on(message);
-        let bytes = message.bytes();
-        self.member.around.stats.fetched.one();
-        self.member.around.stats.fetched_bytes.add(bytes as u64);
-        self.member.group.push(message);
-        bytes
-    }
-
-    /// A position that goes back means another log under the same name: what was handed out is of the old one.
-    fn follow(&mut self, partition: Partition, offset: Offset) {
-        let Some(part) = self.parts.iter_mut().find(|part| part.id == partition) else { return };
-        let is_behind = offset < part.next;
-        part.next = offset + 1;
-        if is_behind {
-            self.member.standing.borrow_mut().begin_anew();
-            self.member.group.assign(partition, offset);
-            self.member.group.mark_uncommitted([partition]);
-        }
-    }
-}
-
-/// As the store has it: without a copy, unless it is small.
-fn hand_on(mut message: Fetched) -> Message {
-    let headers = message.headers();
-    let (partition, offset, timestamp_ms) = (message.partition(), message.offset(), message.timestamp_ms());
-    let key = message.key().map(Bytes::copy_from_slice);
-    let value = if message.value().len() <= COPY_BYTES_MAX {
-        Bytes::copy_from_slice(message.value())
-    } else {
-        Bytes::from_owner(message)
-    };
-    let headers = (!headers.is_empty()).then(|| headers.into());
-    Message { partition, offset, timestamp_ms, key, value, headers }
-}
-
 // === commits ===
 
 impl Pump {
     fn commit_if_due(&mut self, now: Instant) {
         let is_under_way = |commit: &Committing| now.saturating_duration_since(commit.since) < COMMIT_LOST;
-        if self.committing.as_ref().is_some_and(is_under_way) || now < self.commit_due {
+        if self.seeking.is_some() || self.committing.as_ref().is_some_and(is_under_way) || now < self.commit_due {
             return;
         }
         let ends = self.member.group.take_dirty();
@@ -430,12 +376,13 @@ impl Pump {
         self.tick_due = now + TICK;
         let group = Rc::clone(&self.member.group);
         for part in &self.parts {
-            if let Some(latest) = self.client.latest_seen(&self.member.topic, part.id) {
+            if let Some(latest) = self.client.ends_seen(&self.member.topic, part.id).1 {
                 group.set_latest(part.id, latest);
             }
         }
         if self.member.around.reach.is_up() {
             self.down_since = None;
+            self.watch_over(&group);
             if self.parts.is_empty() && group.is_assigned() && now >= self.look_due && self.member.look(&self.client) {
                 self.look_due = now + LOOK_EVERY;
             }
@@ -450,6 +397,23 @@ impl Pump {
             group.fail("no broker of the cluster answers");
             self.fault_until = Some(now);
         }
+    }
+}
+
+impl Pump {
+    /// A group that has messages, waiting clients and no progress joins anew. Once for each place: the end of a log may be a transaction's
+    /// mark, which looks like a message that does not come.
+    fn watch_over(&mut self, group: &Group) {
+        let limit = self.member.around.config.subscribe.watchdog;
+        let Some(stuck) = group.stuck(limit) else { return };
+        let before = self.member.stuck_at.replace(Some(stuck));
+        if before.is_some_and(|before| (before.partition, before.next) == (stuck.partition, stuck.next)) {
+            return;
+        }
+        self.member.around.stats.stuck.one();
+        let Stuck { partition, next, latest } = stuck;
+        tracing::warn!(group = group.group_id, partition, next, latest, ?limit, "a group is stuck and joins anew");
+        self.is_stuck = true;
     }
 }
 

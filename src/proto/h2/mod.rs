@@ -1,8 +1,9 @@
 //! HTTP/2 by hyper, over glommio: the adapter of streams and executor, request heads, answer bodies.
 //!
 //! hyper keeps the frames, flow control and header compression; this file gives it a stream, a way to spawn on this core, and
-//! turns its requests into [`Head`]s and our [`Reply`]s into its responses. An answer counts as sent when its last piece was
-//! taken by hyper and the connection's next flush finished. Per core: nothing here leaves the executor.
+//! turns its requests into [`Head`]s and our [`Reply`]s into its responses ([`body`]). Per core: nothing here leaves the executor.
+
+mod body;
 
 use std::{
     cell::{Cell, RefCell},
@@ -13,17 +14,18 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::{Context, Poll},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
 use futures_lite::{AsyncRead, AsyncWrite, FutureExt};
-use http_body::{Body as _, Frame};
+use http_body::Body as _;
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 
+use self::body::{Flushes, Handing, ResponseBody, Stuck};
 use super::{
     head::{Framing, Head, Malformed, Method, Version, parse_length},
-    reply::{Aborted, Body, BodySource, Reply, Sent},
+    reply::Reply,
     watch::{Phase, Watch},
 };
 use crate::{config::resolve::HttpConfig, limits, metrics::ShardMetrics};
@@ -36,22 +38,13 @@ const HEADER_LIST_BYTES_MAX: u32 = 16 * 1024;
 const STREAM_WINDOW_BYTES: u32 = 512 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 
-/// Answers whose last piece hyper has taken; settled by the connection's next finished flush.
-type Flushing = Rc<RefCell<Flushes>>;
-
-#[derive(Default)]
-struct Flushes {
-    sent: Vec<Box<dyn Sent>>,
-    timed_from: Vec<Instant>,
-}
-
 /// hyper's view of our stream; `unread` are the bytes read before hyper came.
 struct HyperIo<S> {
     stream: S,
     pulse: Rc<Pulse>,
     unread: Bytes,
     scratch: Box<[u8]>,
-    flushing: Flushing,
+    flushes: Rc<Flushes>,
     metrics: Arc<ShardMetrics>,
 }
 
@@ -70,35 +63,26 @@ impl<S: AsyncRead + Unpin> hyper::rt::Read for HyperIo<S> {
         let room = this.scratch.len().min(buf.remaining());
         let read = std::task::ready!(Pin::new(&mut this.stream).poll_read(cx, &mut this.scratch[..room]))?;
         buf.put_slice(&this.scratch[..read]);
-        this.pulse.beat();
+        this.pulse.read();
         Poll::Ready(Ok(()))
     }
 }
 
 impl<S: AsyncWrite + Unpin> hyper::rt::Write for HyperIo<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.flushes.wrote();
         let written = Pin::new(&mut self.stream).poll_write(cx, buf);
-        if matches!(written, Poll::Ready(Ok(1..))) {
-            self.pulse.beat();
+        match written {
+            Poll::Ready(Ok(1..)) => self.pulse.wrote(),
+            Poll::Ready(_) => {}
+            Poll::Pending => self.pulse.blocked(),
         }
         written
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         std::task::ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
-        let flushed = {
-            let mut flushing = self.flushing.borrow_mut();
-            if !flushing.timed_from.is_empty() {
-                let now = Instant::now();
-                for from in flushing.timed_from.drain(..) {
-                    self.metrics.pub_stages.write.record(now - from);
-                }
-            }
-            std::mem::take(&mut flushing.sent)
-        };
-        for on_sent in flushed {
-            on_sent.sent();
-        }
+        self.flushes.flushed(|took| self.metrics.pub_stages.write.record(took));
         Poll::Ready(Ok(()))
     }
 
@@ -107,29 +91,79 @@ impl<S: AsyncWrite + Unpin> hyper::rt::Write for HyperIo<S> {
     }
 }
 
-/// Keeps a connection's deadline: bytes must move within the idle time, or, while requests are open, within the longest wait an
-/// answer may have and the time to write it.
+/// Keeps a connection's deadline. While the socket takes nothing of what is written: the time to write. While answers stand in
+/// windows that the client does not open: bytes of an answer must move within the longest wait an answer may have and the time to
+/// write it, whatever else the client says. Else any byte must, within that time while requests are open (an endless answer has its
+/// heartbeats) and within the idle time when none is.
 #[derive(Debug)]
 struct Pulse {
     watch: Rc<Watch>,
     open: Cell<usize>,
+    /// Pieces of answers that were given and not yet taken.
+    owed: Cell<usize>,
+    is_blocked: Cell<bool>,
     idle: Duration,
     busy: Duration,
+    write: Duration,
 }
 
 impl Pulse {
+    fn new(watch: Rc<Watch>, config: &HttpConfig) -> Rc<Self> {
+        let busy = Duration::from_secs(limits::WAIT_S_MAX) + config.write_timeout;
+        let (idle, write) = (config.idle_timeout, config.write_timeout);
+        let (open, owed, is_blocked) = Default::default();
+        let this = Self { watch, open, owed, is_blocked, idle, busy, write };
+        this.beat();
+        Rc::new(this)
+    }
+
     fn beat(&self) {
         let within = if self.open.get() == 0 { self.idle } else { self.busy };
         self.watch.enter(Phase::Stream, Some(within));
     }
 
+    fn read(&self) {
+        if self.owed.get() == 0 && !self.is_blocked.get() {
+            self.beat();
+        }
+    }
+
+    fn wrote(&self) {
+        if self.is_blocked.replace(false) || self.owed.get() == 0 {
+            self.beat();
+        }
+    }
+
+    /// The socket takes no more.
+    fn blocked(&self) {
+        if !self.is_blocked.replace(true) {
+            self.watch.enter(Phase::Stream, Some(self.write));
+        }
+    }
+
+    /// Bytes of an answer went through its window.
+    fn moved(&self) {
+        if !self.is_blocked.get() {
+            self.beat();
+        }
+    }
+
     fn change(&self, open: usize) {
         self.open.set(open);
-        self.beat();
+        self.read();
+    }
+
+    fn owe(&self, pieces: isize) {
+        let owed_before = self.owed.get();
+        self.owed.set(owed_before.saturating_add_signed(pieces));
+        if owed_before == 0 {
+            self.moved();
+        }
     }
 }
 
 /// One open request.
+#[derive(Debug)]
 struct OpenRequest(Rc<Pulse>);
 
 impl OpenRequest {
@@ -145,15 +179,33 @@ impl Drop for OpenRequest {
     }
 }
 
-/// Spawns hyper's stream tasks on this core. A panic ends its stream, not the core.
-#[derive(Clone, Copy, Debug)]
-struct LocalExecutor;
+/// Spawns hyper's stream tasks on this core. A panic ends its stream, not the core; so does a client that does not take its answer.
+#[derive(Clone)]
+struct LocalExecutor {
+    /// Of the request that hyper has just given to the service: it spawns that one's task next.
+    born: Rc<RefCell<Option<Rc<Handing>>>>,
+    write_timeout: Duration,
+}
 
 impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for LocalExecutor {
     fn execute(&self, future: F) {
-        glommio::spawn_local(async {
-            if AssertUnwindSafe(future).catch_unwind().await.is_err() {
-                tracing::error!("a stream task panicked");
+        let (handing, write_timeout) = (self.born.take(), self.write_timeout);
+        glommio::spawn_local(async move {
+            let mut stuck = Stuck::default();
+            let mut future = std::pin::pin!(AssertUnwindSafe(future).catch_unwind());
+            let ended = poll_fn(|cx| {
+                if let Poll::Ready(ended) = future.as_mut().poll(cx) {
+                    return Poll::Ready(Some(ended));
+                }
+                let Some(handing) = &handing else { return Poll::Pending };
+                stuck.poll(handing, write_timeout, cx).map(|()| None)
+            })
+            .await;
+            match ended {
+                Some(Ok(())) => {}
+                Some(Err(_)) => tracing::error!("a stream task panicked"),
+                // Dropping the task resets the stream.
+                None => tracing::debug!("a client did not take its answer; the stream is reset"),
             }
         })
         .detach();
@@ -211,22 +263,27 @@ where
     A: AnswerFn<P::Planned>,
 {
     let Start { stream, unread, watch, config, metrics } = start;
-    let busy = Duration::from_secs(limits::WAIT_S_MAX) + config.write_timeout;
-    let pulse = Rc::new(Pulse { watch, open: Cell::new(0), idle: config.idle_timeout, busy });
-    pulse.beat();
-    let flushing = Flushing::default();
+    let write_timeout = config.write_timeout;
+    let pulse = Pulse::new(watch, &config);
+    let flushes = Rc::<Flushes>::default();
     let scratch = vec![0; 16 * 1024].into();
-    let io = HyperIo { stream, pulse: Rc::clone(&pulse), unread, scratch, flushing: Rc::clone(&flushing), metrics };
+    let record = {
+        let metrics = Arc::clone(&metrics);
+        move |took| metrics.pub_stages.write.record(took)
+    };
+    let io = HyperIo { stream, pulse: Rc::clone(&pulse), unread, scratch, flushes: Rc::clone(&flushes), metrics };
+    let executor = LocalExecutor { born: Rc::default(), write_timeout };
+    let (born, flushing) = (Rc::clone(&executor.born), Rc::clone(&flushes));
     let service = service_fn(move |request: http::Request<Incoming>| {
-        let open = OpenRequest::new(&pulse);
+        let handing = Handing::new(Rc::clone(&flushing), OpenRequest::new(&pulse));
+        born.replace(Some(Rc::clone(&handing)));
         let planned = with_head(request.uri(), &request, |head| plan.plan(head));
         let answered = answer.answer(planned, RequestBody { incoming: request.into_body() });
-        let flushing = Rc::clone(&flushing);
         // On the heap: hyper and the executor move it several times, and it has room for every kind of answer.
         let answered = Box::pin(answered);
-        async move { Ok::<_, std::convert::Infallible>(response(answered.await, flushing, open)) }
+        async move { Ok::<_, std::convert::Infallible>(response(answered.await, handing)) }
     });
-    let connection = http2::Builder::new(LocalExecutor)
+    let connection = http2::Builder::new(executor)
         .max_concurrent_streams(STREAMS_MAX)
         .max_header_list_size(HEADER_LIST_BYTES_MAX)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -241,7 +298,10 @@ where
             told = true;
             connection.as_mut().graceful_shutdown();
         }
-        connection.as_mut().poll(cx)
+        flushes.polled(true, &record);
+        let polled = connection.as_mut().poll(cx);
+        flushes.polled(false, &record);
+        polled
     })
     .await;
     if let Err(error) = ended {
@@ -272,6 +332,7 @@ fn with_head<T, B>(uri: &http::Uri, request: &http::Request<B>, plan: impl FnOnc
         framing: Framing::Stream(announced(request)),
         keep_alive: true,
         expects_continue: false,
+        takes_trailers: false,
     })
 }
 
@@ -292,7 +353,7 @@ pub fn check_size(head: &Head<'_>, config: &HttpConfig) -> Result<(), Malformed>
     Ok(())
 }
 
-fn response(mut reply: Reply, flushing: Flushing, open: OpenRequest) -> http::Response<ResponseBody> {
+fn response(mut reply: Reply, handing: Rc<Handing>) -> http::Response<ResponseBody> {
     let mut response = http::Response::builder()
         .status(reply.status)
         .header("server", "kateway")
@@ -300,112 +361,11 @@ fn response(mut reply: Reply, flushing: Flushing, open: OpenRequest) -> http::Re
     for (name, value) in reply.fields() {
         response = response.header(name, value);
     }
-    let body = std::mem::replace(&mut reply.body, Body::Empty);
-    let (on_sent, timed_from) = (reply.on_sent.take(), reply.timed_from);
-    let mut body = ResponseBody { body, on_sent, timed_from, flushing, _open: Some(open) };
-    if matches!(body.body, Body::Empty) {
-        body.finish();
-    }
-    response.body(body).unwrap_or_else(|error| {
+    response.body(ResponseBody::new(&mut reply, Rc::clone(&handing))).unwrap_or_else(|error| {
         // Our own fields are clean; a field that is not is our defect and must not take the connection with it.
         tracing::error!(%error, "an answer could not be built");
-        let flushing = Flushing::default();
-        let body = ResponseBody { body: Body::Empty, on_sent: None, timed_from: None, flushing, _open: None };
-        let mut response = http::Response::new(body);
+        let mut response = http::Response::new(ResponseBody::new(&mut Reply::new(500), handing));
         *response.status_mut() = http::StatusCode::INTERNAL_SERVER_ERROR;
         response
     })
-}
-
-/// hyper's view of a [`Body`].
-struct ResponseBody {
-    body: Body,
-    on_sent: Option<Box<dyn Sent>>,
-    timed_from: Option<Instant>,
-    flushing: Flushing,
-    /// Open until the answer is over.
-    _open: Option<OpenRequest>,
-}
-
-impl ResponseBody {
-    /// The body is over. Where somebody wants to know that it was sent, this is reached by a poll of its own after the last piece:
-    /// hyper makes it only once the flow-control window has taken that piece whole.
-    fn finish(&mut self) {
-        self.body = Body::Empty;
-        let mut flushing = self.flushing.borrow_mut();
-        flushing.sent.extend(self.on_sent.take());
-        flushing.timed_from.extend(self.timed_from.take());
-    }
-
-    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, AbortError>>> {
-        let Body::Source(source) = &mut self.body else { return Poll::Ready(None) };
-        let piece = gather(source.as_mut(), cx);
-        match piece {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(Ok((bytes, _))) if !bytes.is_empty() => Poll::Ready(Some(Ok(Frame::data(bytes)))),
-            Poll::Ready(Ok(_)) => {
-                self.finish();
-                Poll::Ready(None)
-            }
-            Poll::Ready(Err(Aborted)) => Poll::Ready(Some(Err(AbortError))),
-        }
-    }
-}
-
-/// Gathers what the source has ready, up to one write's worth. Gives whether more is to come.
-fn gather(source: &mut dyn BodySource, cx: &mut Context<'_>) -> Poll<Result<(Bytes, bool), Aborted>> {
-    let mut out = Vec::new();
-    loop {
-        match source.poll_piece(cx, &mut out) {
-            Poll::Ready(Some(Ok(()))) if out.len() < limits::WRITE_CHUNK_BYTES => {}
-            Poll::Ready(None) => return Poll::Ready(Ok((out.into(), false))),
-            Poll::Ready(Some(Err(aborted))) => return Poll::Ready(Err(aborted)),
-            Poll::Pending if out.is_empty() => return Poll::Pending,
-            Poll::Ready(Some(Ok(()))) | Poll::Pending => return Poll::Ready(Ok((out.into(), true))),
-        }
-    }
-}
-
-/// Makes hyper reset the stream.
-#[derive(Debug)]
-struct AbortError;
-
-impl std::fmt::Display for AbortError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "the answer was cut on purpose")
-    }
-}
-
-impl std::error::Error for AbortError {}
-
-impl http_body::Body for ResponseBody {
-    type Data = Bytes;
-    type Error = AbortError;
-
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, AbortError>>> {
-        let this = self.get_mut();
-        match &mut this.body {
-            Body::Empty => Poll::Ready(None),
-            Body::Bytes(bytes) => {
-                let bytes = std::mem::take(bytes);
-                if this.on_sent.is_none() || bytes.is_empty() {
-                    this.finish();
-                }
-                Poll::Ready((!bytes.is_empty()).then(|| Ok(Frame::data(bytes))))
-            }
-            Body::Source(_) => this.poll_source(cx),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        matches!(self.body, Body::Empty)
-    }
-
-    fn size_hint(&self) -> http_body::SizeHint {
-        match &self.body {
-            Body::Empty => http_body::SizeHint::with_exact(0),
-            Body::Bytes(bytes) => http_body::SizeHint::with_exact(bytes.len() as u64),
-            Body::Source(_) => http_body::SizeHint::default(),
-        }
-    }
 }

@@ -3,11 +3,15 @@
 //! ```text
 //!   recv --> [ one fixed buffer ] --parse--> Head (borrowed) --> the caller's plan (owned)
 //!                     |-- body: copied once into its own Bytes, or received straight into it when it is larger
-//!   answer: gathered in one Vec, written with one send
+//!   answer: gathered in one Vec, written with one send (answer)
 //! ```
 //!
 //! Invariants: whatever the buffer holds beyond one request stays for the next (pipelining); a body is never longer than the
 //! caller allowed; after any [`Malformed`] the caller answers, lets the rest pass by, and closes. Deadlines are the [`Watch`]'s.
+
+mod answer;
+#[cfg(test)]
+mod tests;
 
 use std::{
     future::{Future, poll_fn},
@@ -22,18 +26,13 @@ use bytes::Bytes;
 use futures_lite::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use super::{
-    date,
     head::{Framing, Head, Malformed, Version, parse_h1},
-    reply::{Body, BodySource, Reply, reason},
     watch::{Phase, Watch},
 };
 use crate::{config::resolve::HttpConfig, limits};
 
 /// The HTTP/2 connection preface; a cleartext client that knows starts with it (RFC 9113 section 3.3).
 pub const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-/// Bytes of a chunk header as we write it: eight hex digits and CRLF, patched when the length is known.
-const CHUNK_HEADER_BYTES: usize = 10;
 
 /// What of a request is left once its head was given to the caller.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +43,8 @@ pub struct Pending {
     pub expects_continue: bool,
     /// A HEAD request: the answer has no body.
     pub bodiless: bool,
+    /// The client reads trailer fields.
+    pub takes_trailers: bool,
     /// Bytes of the head, for [`H1::rewind`].
     pub head_bytes: usize,
 }
@@ -127,6 +128,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> H1<S> {
                         keep_alive: head.keep_alive,
                         expects_continue: head.expects_continue,
                         bodiless: head.method == super::Method::Head,
+                        takes_trailers: head.takes_trailers,
                         head_bytes,
                     };
                     let began = began.take().unwrap_or_else(Instant::now);
@@ -167,8 +169,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> H1<S> {
         }
         self.watch.enter(Phase::Body, Some(self.config.body_timeout));
         if std::mem::take(&mut pending.expects_continue) && self.start == self.end {
-            self.out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
-            self.flush().await.map_err(|_| Malformed::Cut)?;
+            self.stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.map_err(|_| Malformed::Cut)?;
             self.watch.enter(Phase::Body, Some(self.config.body_timeout));
         }
         let body = match pending.framing {
@@ -295,19 +296,25 @@ impl<S: AsyncRead + AsyncWrite + Unpin> H1<S> {
 
     /// Resolves when the client has gone. What it sends meanwhile is kept for the next request.
     pub async fn gone(&mut self) {
+        poll_fn(|cx| self.poll_gone(cx)).await;
+    }
+
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            if self.end == self.buffer.len() && self.start == 0 {
+            if self.make_room().is_err() {
                 // The buffer is full of pipelined requests; the write will tell whether the client is there.
-                return std::future::pending().await;
+                return Poll::Pending;
             }
-            if !matches!(self.fill().await, Ok(n) if n > 0) {
-                return;
+            match Pin::new(&mut self.stream).poll_read(cx, &mut self.buffer[self.end..]) {
+                Poll::Ready(Ok(got)) if got > 0 => self.end += got,
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => return Poll::Pending,
             }
         }
     }
 
-    /// Reads more into the buffer; 0 at the end of the stream.
-    async fn fill(&mut self) -> Result<usize, Malformed> {
+    /// Makes the end of the buffer free; an error when the whole of it holds bytes not yet used.
+    fn make_room(&mut self) -> Result<(), Malformed> {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
         } else if self.end == self.buffer.len() {
@@ -317,6 +324,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> H1<S> {
                 return Err(Malformed::HeadTooLarge);
             }
         }
+        Ok(())
+    }
+
+    /// Reads more into the buffer; 0 at the end of the stream.
+    async fn fill(&mut self) -> Result<usize, Malformed> {
+        self.make_room()?;
         // An error while reading (reset, time-out) is the same as the end to everybody above.
         let got = if self.watch.phase() == Phase::Idle {
             let (stream, buffer, watch) = (&mut self.stream, &mut self.buffer[self.end..], &self.watch);
@@ -332,149 +345,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> H1<S> {
         .unwrap_or(0);
         self.end += got;
         Ok(got)
-    }
-
-    // === answers ===
-
-    /// Writes the whole answer. `Err`: the client did not take it all, or the answer was cut on purpose.
-    pub async fn answer(&mut self, mut reply: Reply, pending: &Pending, close: bool) -> io::Result<()> {
-        self.watch.enter(Phase::Write, Some(self.config.write_timeout));
-        let body = std::mem::replace(&mut reply.body, Body::Empty);
-        self.head_lines(&reply, &body, pending, close);
-        match body {
-            Body::Bytes(bytes) if !pending.bodiless => {
-                if bytes.len() <= limits::WRITE_CHUNK_BYTES {
-                    self.out.extend_from_slice(&bytes);
-                    self.flush().await?;
-                } else {
-                    self.flush().await?;
-                    for piece in bytes.chunks(limits::WRITE_CHUNK_BYTES) {
-                        // The deadline is for progress, not for the whole.
-                        self.watch.enter(Phase::Write, Some(self.config.write_timeout));
-                        self.stream.write_all(piece).await?;
-                    }
-                }
-            }
-            Body::Source(source) if !pending.bodiless => {
-                self.stream_body(source, pending.version != Version::Http10).await?;
-            }
-            _ => self.flush().await?,
-        }
-        if let Some(on_sent) = reply.on_sent.take() {
-            on_sent.sent();
-        }
-        Ok(())
-    }
-
-    fn head_lines(&mut self, reply: &Reply, body: &Body, pending: &Pending, close: bool) {
-        let out = &mut self.out;
-        out.extend_from_slice(b"HTTP/1.1 ");
-        let mut digits = itoa::Buffer::new();
-        out.extend_from_slice(digits.format(reply.status).as_bytes());
-        out.push(b' ');
-        out.extend_from_slice(reason(reply.status).as_bytes());
-        out.extend_from_slice(b"\r\nServer: kateway\r\nDate: ");
-        out.extend_from_slice(&date::cached());
-        out.extend_from_slice(b"\r\n");
-        out.extend_from_slice(reply.lines());
-        match body {
-            Body::Source(_) if pending.version == Version::Http10 => {}
-            Body::Source(_) => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
-            _ if reply.status == 204 => {}
-            Body::Empty => out.extend_from_slice(b"Content-Length: 0\r\n"),
-            Body::Bytes(bytes) => {
-                out.extend_from_slice(b"Content-Length: ");
-                out.extend_from_slice(digits.format(bytes.len()).as_bytes());
-                out.extend_from_slice(b"\r\n");
-            }
-        }
-        if close {
-            out.extend_from_slice(b"Connection: close\r\n");
-        } else if pending.version == Version::Http10 {
-            out.extend_from_slice(b"Connection: keep-alive\r\n");
-        }
-        out.extend_from_slice(b"\r\n");
-    }
-
-    async fn stream_body(&mut self, mut source: Box<dyn BodySource>, chunked: bool) -> io::Result<()> {
-        loop {
-            let header_at = self.out.len();
-            if chunked {
-                self.out.extend_from_slice(b"00000000\r\n");
-            }
-            let data_at = self.out.len();
-            let piece = poll_fn(|cx| Poll::Ready(source.poll_piece(cx, &mut self.out))).await;
-            let piece = match piece {
-                Poll::Ready(piece) => piece,
-                Poll::Pending => {
-                    // What is ready goes out before waiting for more.
-                    self.out.truncate(header_at);
-                    self.flush().await?;
-                    self.watch.enter(Phase::Handler, None);
-                    if chunked {
-                        self.out.extend_from_slice(b"00000000\r\n");
-                    }
-                    let piece = poll_fn(|cx| source.poll_piece(cx, &mut self.out)).await;
-                    self.watch.enter(Phase::Write, Some(self.config.write_timeout));
-                    self.finish_piece(0, if chunked { CHUNK_HEADER_BYTES } else { 0 }, chunked);
-                    if self.ends(piece, chunked)? {
-                        return self.flush().await;
-                    }
-                    continue;
-                }
-            };
-            self.finish_piece(header_at, data_at, chunked);
-            if self.ends(piece, chunked)? {
-                return self.flush().await;
-            }
-            if self.out.len() >= limits::WRITE_CHUNK_BYTES {
-                self.flush().await?;
-            }
-        }
-    }
-
-    /// Patches the chunk header of the piece just appended, or removes it when the piece is empty.
-    fn finish_piece(&mut self, header_at: usize, data_at: usize, chunked: bool) {
-        let mut len = self.out.len() - data_at;
-        if !chunked {
-            return;
-        }
-        if len == 0 {
-            self.out.truncate(header_at);
-            return;
-        }
-        for digit in self.out[header_at..header_at + 8].iter_mut().rev() {
-            *digit = b"0123456789abcdef"[len & 15];
-            len >>= 4;
-        }
-        self.out.extend_from_slice(b"\r\n");
-    }
-
-    /// Whether the body is over; appends the last chunk when it ended well.
-    fn ends(&mut self, piece: Option<Result<(), super::reply::Aborted>>, chunked: bool) -> io::Result<bool> {
-        match piece {
-            Some(Ok(())) => Ok(false),
-            Some(Err(_)) => Err(io::ErrorKind::ConnectionAborted.into()),
-            None => {
-                if chunked {
-                    self.out.extend_from_slice(b"0\r\n\r\n");
-                }
-                Ok(true)
-            }
-        }
-    }
-
-    async fn flush(&mut self) -> io::Result<()> {
-        if self.watch.phase() == Phase::Write {
-            self.watch.enter(Phase::Write, Some(self.config.write_timeout));
-        }
-        let result = self.stream.write_all(&self.out).await;
-        self.out.clear();
-        if self.out.capacity() > 2 * limits::WRITE_CHUNK_BYTES {
-            // One large answer must not keep its buffer for the life of an idle connection.
-            self.out.shrink_to(512);
-        }
-        result
     }
 }
 
@@ -498,18 +368,4 @@ fn read<'a, S: AsyncRead + Unpin>(
     into: &'a mut [u8],
 ) -> impl Future<Output = io::Result<usize>> + 'a {
     poll_fn(move |cx: &mut Context<'_>| Pin::new(&mut *stream).poll_read(cx, into))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn chunk_sizes_are_read_strictly() {
-        assert_eq!(parse_chunk_size(b"1f"), Ok(31));
-        assert_eq!(parse_chunk_size(b"00A;name=value"), Ok(10));
-        for bad in [&b""[..], b"-1", b"0x1", b" 1", b"1 ", b"123456789", b"g", b"1\r"] {
-            assert!(parse_chunk_size(bad).is_err(), "{bad:?}");
-        }
-    }
 }

@@ -1,0 +1,300 @@
+//! A group's home: the core where its consumer, its leases and its waiting line are. What is asked of it comes by a call on that core,
+//! by a frame from another, or from another gateway.
+//!
+//! Invariants: only the home touches a group; a home that stays silent past the wait is an error for who asked, never a hang; what is
+//! owned by another gateway is asked of that one, once ([`super::owners`]). Per core.
+
+use std::{rc::Rc, sync::Arc, time::Duration};
+
+use futures_channel::oneshot;
+
+use super::{
+    bury, codes,
+    context::Context,
+    frame::{AckAt, Done, DrainPhase, FetchRequest, Frame, GroupKey, Op, Origin, Reader, RemoteLease},
+    owners,
+    reply::{self, Problem},
+};
+use crate::{
+    mesh::ShardId,
+    store::{Acked, Begin, Delivery, Grant, Group, Store},
+};
+
+/// What the home core gets on top of what its work may take before it counts as silent.
+const MESH_GRACE: Duration = Duration::from_secs(5);
+/// What an acknowledgement, a burial or a move may take: it may have to find the owner during a rebalance.
+const OP_WITHIN: Duration = Duration::from_secs(10);
+
+/// What a read gave, and who is to be told what became of it.
+#[derive(Debug)]
+pub enum Lease {
+    Nothing,
+    Local { group: Rc<Group>, delivery: Delivery },
+    Remote(RemoteLease),
+}
+
+impl Lease {
+    /// The messages, to be written; the grants stay, to be settled.
+    pub fn take_messages(&mut self) -> Delivery {
+        let Some(delivery) = self.delivery() else { return Delivery::default() };
+        let grants = std::mem::take(&mut delivery.grants);
+        let taken = std::mem::take(delivery);
+        delivery.grants = grants;
+        taken
+    }
+
+    pub fn delivery(&mut self) -> Option<&mut Delivery> {
+        match self {
+            Self::Nothing => None,
+            Self::Local { delivery, .. } => Some(delivery),
+            Self::Remote(remote) => Some(&mut remote.delivery),
+        }
+    }
+
+    /// Says what became of them.
+    pub fn settle(self, is_delivered: bool) {
+        match self {
+            Self::Local { group, delivery } => group.settle(&delivery.grants, is_delivered),
+            Self::Remote(remote) if is_delivered => remote.delivered(),
+            // Dropping it gives it back.
+            Self::Remote(_) | Self::Nothing => {}
+        }
+    }
+}
+
+/// The core a group lives on: the same on every core of the process, by fixed seeds.
+pub fn of(ctx: &Context, key: &GroupKey) -> ShardId {
+    let hash = ahash::RandomState::with_seeds(1, 2, 3, 4).hash_one((&*key.topic, &*key.group_id));
+    ctx.mesh.home(hash)
+}
+
+// === reading ===
+
+/// Reads a group, wherever it lives.
+pub async fn fetch(ctx: &Rc<Context>, key: &GroupKey, request: FetchRequest) -> Result<Lease, Problem> {
+    let home = of(ctx, key);
+    if home == ctx.shard {
+        return fetch_here(ctx, key, &request).await;
+    }
+    ctx.metrics.cells.sub_forwarded.add(1);
+    let (partitions, patience) = (request.partitions, request.spec.wait + request.spec.linger + MESH_GRACE);
+    let frame = |answer| Frame::Fetch { key: key.clone(), request, answer };
+    let remote: RemoteLease = ask_core(ctx, home, patience, frame).await?;
+    if let Some(data) = ctx.data.as_ref().filter(|_| remote.partitions != partitions) {
+        ctx.agree(data);
+    }
+    Ok(Lease::Remote(remote))
+}
+
+/// Reads on this core, the group's home.
+async fn fetch_here(ctx: &Rc<Context>, key: &GroupKey, request: &FetchRequest) -> Result<Lease, Problem> {
+    if ctx.drain_phase() == DrainPhase::Closing {
+        return Ok(Lease::Nothing);
+    }
+    let group = open(ctx, key, request)?;
+    let waiters_max = ctx.config.borrow().subscribe.waiters_max;
+    if group.fetching() >= waiters_max {
+        let detail = format!("{waiters_max} clients read this group");
+        return Err(Problem::new(&codes::TOO_MANY_READERS, detail));
+    }
+    if request.is_from_peer || !owners::may_ask(ctx) {
+        let delivery = group.fetch(&request.spec).await.map_err(reply::fetch_failed)?;
+        return Ok(Lease::Local { group, delivery });
+    }
+    owners::fetch(ctx, key, &group, request).await
+}
+
+fn open(ctx: &Rc<Context>, key: &GroupKey, request: &FetchRequest) -> Result<Rc<Group>, Problem> {
+    let data = ctx.data.as_ref().ok_or_else(reply::unknown_topic)?;
+    let groups_max = ctx.config.borrow().subscribe.groups_max.div_ceil(ctx.mesh.shards());
+    let known = data.topics.get(&key.topic).map_or(request.partitions, |topic| topic.partitions.get());
+    let begin = Begin { reset: request.reset, partitions: known.min(request.partitions) };
+    let topic = data
+        .topics
+        .put_at_least(&key.topic, request.partitions)
+        .ok_or_else(|| Problem::new(&codes::CORE_BUSY, "this core knows as many topics as it takes"))?;
+    if known != request.partitions {
+        ctx.agree(data);
+    }
+    data.groups.get_or_open(&data.backend, &topic, key, begin, groups_max)
+}
+
+/// What this core does for a frame that asks for a read. A client that has gone cancels the wait.
+pub async fn serve_fetch(
+    ctx: Rc<Context>,
+    key: GroupKey,
+    request: FetchRequest,
+    mut answer: oneshot::Sender<Result<RemoteLease, Problem>>,
+) {
+    let fetched = {
+        let fetch = async { Some(fetch_here(&ctx, &key, &request).await) };
+        let gone = async {
+            answer.cancellation().await;
+            None
+        };
+        futures_lite::future::or(fetch, gone).await
+    };
+    let Some(fetched) = fetched else { return };
+    let topic = ctx.data.as_ref().and_then(|data| data.topics.get(&key.topic));
+    let partitions = topic.map_or(0, |topic| topic.partitions.get());
+    let leased = fetched.map(|lease| {
+        let new = |delivery, origin| RemoteLease::new(delivery, origin, &key, ctx.shard, &ctx.mesh);
+        let mut remote = match lease {
+            Lease::Nothing => new(Delivery::default(), Origin::Home),
+            Lease::Local { delivery, .. } => new(delivery, Origin::Home),
+            Lease::Remote(remote) => remote,
+        };
+        remote.partitions = partitions;
+        remote
+    });
+    // An asker that has gone drops the lease, which gives it back.
+    let _ = answer.send(leased);
+}
+
+/// What became of messages that were read from here.
+pub fn settle(ctx: &Rc<Context>, key: GroupKey, grants: Vec<Grant>, is_delivered: bool, origin: Origin) {
+    let Some(data) = &ctx.data else { return };
+    match origin {
+        Origin::Home => {
+            // A group that was left meanwhile has committed what it could; the rest comes again.
+            if let Some(group) = data.groups.get(&key) {
+                group.settle(&grants, is_delivered);
+            }
+        }
+        Origin::Peer(addr) => data.peers.settle(ctx, addr, key, grants, is_delivered),
+    }
+}
+
+// === everything else that is asked ===
+
+/// Asks a group's home, from whatever core.
+pub async fn ask(ctx: &Rc<Context>, key: &GroupKey, op: Op, is_from_peer: bool) -> Result<Done, Problem> {
+    let home = of(ctx, key);
+    if home == ctx.shard {
+        return serve(ctx, key, op, is_from_peer).await;
+    }
+    let frame = |answer| Frame::Ask { key: key.clone(), op, is_from_peer, answer };
+    ask_core(ctx, home, OP_WITHIN + MESH_GRACE, frame).await
+}
+
+/// Acts on this core, the group's home.
+pub async fn serve(ctx: &Rc<Context>, key: &GroupKey, op: Op, is_from_peer: bool) -> Result<Done, Problem> {
+    let data = ctx.data.as_ref().ok_or_else(reply::unknown_topic)?;
+    let group = data.groups.get(key);
+    match op {
+        Op::Fetch(_) => Err(Problem::new(&codes::INTERNAL, "reads have a frame of their own")),
+        Op::Settle { grants, is_delivered } => {
+            if let Some(group) = group {
+                group.settle(&grants, is_delivered);
+            }
+            Ok(Done::Settled)
+        }
+        Op::Renew { grants } => {
+            if let Some(group) = group {
+                group.renew(&grants);
+            }
+            Ok(Done::Settled)
+        }
+        Op::Ack(items) => {
+            let mut acked: Vec<Acked> = items.iter().map(|item| ack(group.as_ref(), item)).collect();
+            if !is_from_peer {
+                owners::ack(ctx, key, &items, &mut acked).await?;
+            }
+            Ok(Done::Acked(acked))
+        }
+        Op::Bury(bury) => {
+            let mut buried = bury::here(ctx, group.as_ref(), &bury).await?;
+            if buried == Acked::NotOwned && !is_from_peer {
+                buried = owners::bury(ctx, key, bury).await?;
+            }
+            Ok(Done::Buried(buried))
+        }
+        Op::Move(moves) => owners::move_to(ctx, key, group, moves, is_from_peer).await.map(Done::Moved),
+        Op::Release => {
+            let mut has_readers = release(ctx, key, group).await;
+            if !is_from_peer && !has_readers {
+                let members = owners::look(ctx, key, Duration::ZERO).await?;
+                let others = owners::ask_all(ctx, key, &members, &Op::Release).await;
+                has_readers = others.iter().any(|done| matches!(done, Done::Released { has_readers: true }));
+            }
+            Ok(Done::Released { has_readers })
+        }
+        Op::EndStream(stream) => {
+            if let Some(group) = group {
+                group.end_stream(stream);
+            }
+            if !is_from_peer && owners::may_ask(ctx) {
+                let members = owners::look(ctx, key, owners::TRUSTED).await?;
+                owners::ask_all(ctx, key, &members, &Op::EndStream(stream)).await;
+            }
+            Ok(Done::Settled)
+        }
+        Op::Readers => Ok(Done::Readers(group.map_or_else(Vec::new, |group| readers(ctx, &group)))),
+    }
+}
+
+fn ack(group: Option<&Rc<Group>>, item: &AckAt) -> Acked {
+    match (group, item.extend) {
+        (None, _) => Acked::NotOwned,
+        (Some(group), None) => group.ack_at(item.partition, item.offset),
+        (Some(group), Some(term)) => group.extend_at(item.partition, item.offset, term),
+    }
+}
+
+/// Leaves a group that nobody reads. Gives whether somebody does.
+async fn release(ctx: &Rc<Context>, key: &GroupKey, group: Option<Rc<Group>>) -> bool {
+    let (Some(data), Some(group)) = (&ctx.data, group) else { return false };
+    if group.idle_since().is_none() {
+        return true;
+    }
+    if let Some(group) = data.groups.take(key) {
+        data.backend.close_group(&group).await;
+    }
+    false
+}
+
+fn readers(ctx: &Context, group: &Group) -> Vec<Reader> {
+    let status = group.status();
+    let gateway = &ctx.config.borrow().gateway.id;
+    let rows = status.partitions.iter().map(|part| Reader {
+        partition: part.partition,
+        end: part.end,
+        real_ip: part.last_reader,
+        shard: ctx.shard.0,
+        gateway: gateway.clone(),
+        waiting: status.waiting,
+        leased: part.leased,
+        delivered_s_ago: part.delivered_s_ago,
+    });
+    rows.collect()
+}
+
+/// Asks another core. One that stays silent is an error, never a hang.
+async fn ask_core<T>(
+    ctx: &Context,
+    core: ShardId,
+    patience: Duration,
+    frame: impl FnOnce(oneshot::Sender<Result<T, Problem>>) -> Frame,
+) -> Result<T, Problem> {
+    let (answer, answered) = oneshot::channel();
+    ctx.mesh
+        .send(core, frame(answer))
+        .map_err(|_| Problem::new(&codes::CORE_BUSY, format!("the inbox of core {} is full", core.0)))?;
+    let silent = || Problem::new(&codes::CORE_BUSY, format!("core {} did not answer", core.0));
+    let timeout = async {
+        glommio::timer::sleep(patience).await;
+        Err(silent())
+    };
+    futures_lite::future::or(async { answered.await.unwrap_or_else(|_| Err(silent())) }, timeout).await
+}
+
+/// Has a core do what only a core with a data plane can.
+pub async fn call(ctx: &Context, key: &GroupKey, call: super::call::Call) -> Result<super::call::Answer, Problem> {
+    let patience = call.patience() + MESH_GRACE;
+    ask_core(ctx, of(ctx, key), patience, |answer| Frame::Call { call, answer }).await
+}
+
+/// Names of a group, as a key.
+pub fn key(topic: &str, group_id: &str) -> GroupKey {
+    GroupKey { topic: Arc::from(topic), group_id: Arc::from(group_id) }
+}

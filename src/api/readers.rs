@@ -1,0 +1,157 @@
+//! Who reads a topic: `GET /v1/status/:appid/:topic/:ver` for a reader's own groups, `GET /v1/subd/:topic/:ver` for all of the owner's.
+//!
+//! A row per group and partition, from what Kafka has committed, what the group's members say, and what this gateway and the others
+//! know of their clients. Groups that nobody reads are there too, as long as they have something committed. Made anew for each request;
+//! how many groups one request looks at is bounded.
+
+use std::{collections::HashMap, rc::Rc};
+
+use serde_json::{Value, json};
+
+use super::{
+    call::{self, Answer},
+    context::Context,
+    frame::{Done, GroupKey, Op, Reader},
+    home, owners,
+    owners::{Owner, Whereabouts},
+    query::Query,
+    reply::{self, Problem},
+};
+use crate::{
+    limits,
+    proto::Head,
+    registry::names,
+    store::{Offset, Partition, Store, Topic, Watermarks},
+};
+
+/// A question who reads.
+#[derive(Debug)]
+pub struct Readers {
+    /// The topic; the group only where one is asked for.
+    pub key: GroupKey,
+    /// The groups of this app only.
+    reader: Option<String>,
+}
+
+impl Readers {
+    /// A reader asks for its own groups, or one of them.
+    pub fn of_reader(head: &Head<'_>, reader: &str, parts: [&[u8]; 3]) -> Result<Self, Problem> {
+        let topic = call::topic(parts)?;
+        let query = Query::parse(head.query, &["group"])?;
+        let group_id = query.get("group").map(|group| call::group_id(reader, group)).transpose()?;
+        Ok(Self { key: home::key(&topic, &group_id.unwrap_or_default()), reader: Some(reader.to_owned()) })
+    }
+
+    /// The owner asks for all.
+    pub fn of_owner(head: &Head<'_>, owner: &str, topic: &[u8], ver: &[u8]) -> Result<Self, Problem> {
+        let topic = call::topic([owner.as_bytes(), topic, ver])?;
+        Query::parse(head.query, &[])?;
+        Ok(Self { key: home::key(&topic, ""), reader: None })
+    }
+
+    pub async fn run(self, ctx: &Rc<Context>) -> Result<Answer, Problem> {
+        let data = ctx.data.as_ref().ok_or_else(reply::unknown_topic)?;
+        let topic = ctx.find_topic(&self.key.topic, false).await?;
+        let marks = data.backend.watermarks(&topic).await.map_err(reply::admin_failed)?;
+        let groups = if self.key.group_id.is_empty() {
+            let listed = data.backend.list_groups().await.map_err(reply::admin_failed)?;
+            let is_meant = |id: &String| self.reader.as_ref().is_none_or(|reader| names::reader_of(id) == reader);
+            listed.into_iter().filter(|id| id.contains('.')).filter(is_meant).take(limits::STATUS_GROUPS_MAX).collect()
+        } else {
+            vec![self.key.group_id.to_string()]
+        };
+        let mut rows = Vec::new();
+        for group_id in groups {
+            rows.extend(rows_of(ctx, &topic, &marks, &group_id).await?);
+        }
+        Ok(Answer::json(200, &Value::Array(rows)))
+    }
+}
+
+/// Who has a partition, as far as anybody says.
+struct Seat {
+    real_ip: Option<String>,
+    shard: Option<usize>,
+    gateway: String,
+    end: Option<Offset>,
+    delivered_s_ago: Option<u64>,
+}
+
+async fn rows_of(
+    ctx: &Rc<Context>,
+    topic: &Topic,
+    marks: &[Watermarks],
+    group_id: &str,
+) -> Result<Vec<Value>, Problem> {
+    let data = ctx.data.as_ref().ok_or_else(reply::unknown_topic)?;
+    let committed: HashMap<Partition, Offset> =
+        data.backend.committed(topic, group_id).await.map_err(reply::admin_failed)?.into_iter().collect();
+    let key = home::key(&topic.name, group_id);
+    let seats = seats(ctx, &key).await?;
+    if committed.is_empty() && seats.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (appid, group) = group_id.split_once('.').unwrap_or((group_id, ""));
+    let rows = marks.iter().filter_map(|mark| {
+        let seat = seats.get(&mark.partition);
+        let stands = seat.and_then(|seat| seat.end).or_else(|| committed.get(&mark.partition).copied());
+        if stands.is_none() && seat.is_none() {
+            return None;
+        }
+        Some(json!({
+            "appid": appid,
+            "group": group,
+            "partition": mark.partition,
+            "pold": mark.oldest,
+            "pubd": mark.latest,
+            "subd": stands,
+            "lag": (mark.latest - stands.unwrap_or(mark.oldest)).max(0),
+            "realip": seat.and_then(|seat| seat.real_ip.as_deref()),
+            "shard": seat.and_then(|seat| seat.shard),
+            "gateway": seat.map(|seat| &seat.gateway),
+            "delivered_s_ago": seat.and_then(|seat| seat.delivered_s_ago),
+            "state": if seat.is_some() { "online" } else { "offline" },
+        }))
+    });
+    Ok(rows.collect())
+}
+
+async fn seats(ctx: &Rc<Context>, key: &GroupKey) -> Result<HashMap<Partition, Seat>, Problem> {
+    let mut seats = HashMap::new();
+    let members = owners::look(ctx, key, owners::TRUSTED).await?;
+    for (owner, member) in &members.members {
+        let is_gateway = !matches!(owner, Owner::Stranger(_));
+        for partition in &member.partitions {
+            let seat = Seat {
+                // Of a gateway's readers only the gateway knows the address.
+                real_ip: (!is_gateway).then(|| member.host.trim_start_matches('/').to_owned()),
+                shard: None,
+                gateway: member.client_id.clone(),
+                end: None,
+                delivered_s_ago: None,
+            };
+            seats.insert(*partition, seat);
+        }
+    }
+    for reader in known(ctx, key, &members).await? {
+        seats.insert(reader.partition, seat_of(reader));
+    }
+    Ok(seats)
+}
+
+/// What the gateways know of their readers.
+pub async fn known(ctx: &Rc<Context>, key: &GroupKey, members: &Whereabouts) -> Result<Vec<Reader>, Problem> {
+    let here = home::ask(ctx, key, Op::Readers, true).await?;
+    let all = owners::ask_all(ctx, key, members, &Op::Readers).await.into_iter().chain([here]);
+    Ok(all.flat_map(|done| if let Done::Readers(readers) = done { readers } else { Vec::new() }).collect())
+}
+
+fn seat_of(reader: Reader) -> Seat {
+    Seat {
+        real_ip: reader.real_ip.map(|ip| ip.to_string()),
+        shard: Some(reader.shard),
+        gateway: reader.gateway,
+        end: Some(reader.end),
+        delivered_s_ago: reader.delivered_s_ago,
+    }
+}

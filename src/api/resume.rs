@@ -1,0 +1,67 @@
+//! `Last-Event-ID`: an event stream that goes on after the last event its client had.
+//!
+//! With `ack=1` the cursor acknowledges what the client had; the rest of its lease comes again when that ends. In auto mode messages are
+//! acknowledged when the connection took them, so those that were lost with it are behind the group's offset: the group goes back to
+//! the cursor, unless somebody else reads it, who would get again what he had.
+
+use std::{
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use super::{
+    ack, codes,
+    context::Context,
+    frame::{AckAt, GroupKey, Op},
+    home, owners, readers,
+    reply::{self, Problem},
+};
+use crate::store::{Offset, Partition, Store, Topic};
+
+/// The connection that broke may still be the group's reader for a moment.
+const ALONE_WITHIN: Duration = Duration::from_secs(2);
+const ALONE_STEP: Duration = Duration::from_millis(50);
+
+/// Takes the group to the cursor: the offset the client is to read next, by partition.
+pub async fn resume(
+    ctx: &Rc<Context>,
+    key: &GroupKey,
+    topic: &Topic,
+    cursor: Vec<(Partition, Offset)>,
+    is_explicit: bool,
+) -> Result<(), Problem> {
+    let cursor = cursor.into_iter().filter(|(partition, _)| *partition < topic.partitions.get());
+    if is_explicit {
+        let had = cursor.filter(|(_, next)| *next > 0);
+        let items = had.map(|(partition, next)| AckAt { partition, offset: next - 1, extend: None }).collect();
+        return match ack::acknowledge(ctx, key, items).await {
+            // What no lease holds any more comes again.
+            Err(problem) if *problem.code == codes::LEASE_LOST => Ok(()),
+            done => done,
+        };
+    }
+    let by = Instant::now() + ALONE_WITHIN;
+    let known = loop {
+        let members = owners::look(ctx, key, owners::TRUSTED).await?;
+        let known = readers::known(ctx, key, &members).await?;
+        if known.iter().all(|reader| reader.waiting == 0 && reader.leased == 0) {
+            break known;
+        }
+        if Instant::now() > by {
+            return Ok(());
+        }
+        glommio::timer::sleep(ALONE_STEP).await;
+    };
+    let data = ctx.data.as_ref().ok_or_else(reply::unknown_topic)?;
+    let committed = data.backend.committed(topic, &key.group_id).await.map_err(reply::admin_failed)?;
+    let end_of = |partition: Partition| {
+        let owned = known.iter().find(|reader| reader.partition == partition).map(|reader| reader.end);
+        owned.or_else(|| committed.iter().find(|(known, _)| *known == partition).map(|(_, end)| *end))
+    };
+    let back = cursor.filter(|(partition, next)| end_of(*partition).is_some_and(|end| *next < end));
+    let back: Vec<_> = back.collect();
+    if !back.is_empty() {
+        home::ask(ctx, key, Op::Move(back), false).await?;
+    }
+    Ok(())
+}

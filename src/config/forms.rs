@@ -1,0 +1,86 @@
+//! What a piece of text has to look like to be the value of a key. The keys stand in [`super::table`]; this file knows none of them.
+
+const PEER_SECRET_BYTES_MIN: usize = 16;
+
+/// librdkafka options that other keys set, or that the guarantees of the gateway rest on.
+const OPTIONS_OF_OURS: &[&str] = &[
+    "acks",
+    "allow.auto.create.topics",
+    "auto.offset.reset",
+    "bootstrap.servers",
+    "client.id",
+    "delivery.timeout.ms",
+    "dr_cb",
+    "dr_msg_cb",
+    "enable.auto.commit",
+    "enable.auto.offset.store",
+    "enable.gapless.guarantee",
+    "enable.idempotence",
+    "enabled_events",
+    "group.id",
+    "group.instance.id",
+    "linger.ms",
+    "message.timeout.ms",
+    "metadata.broker.list",
+    "partition.assignment.strategy",
+    "partitioner",
+    "queue.buffering.max.ms",
+    "request.required.acks",
+    "session.timeout.ms",
+    "transactional.id",
+];
+
+pub fn is_id_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"._-".contains(&byte)
+}
+
+pub fn is_address_or_empty(text: &str) -> bool {
+    text.is_empty() || text.parse::<std::net::SocketAddr>().is_ok()
+}
+
+pub fn is_host_port(text: &str) -> bool {
+    let Some((host, port)) = text.rsplit_once(':') else { return false };
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let is_host = match bare {
+        Some(ip) => ip.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && host.bytes().all(is_id_byte),
+    };
+    is_host && port.parse::<u16>().is_ok_and(|port| port > 0)
+}
+
+pub fn is_peer_secret(text: &str) -> bool {
+    text.len() >= PEER_SECRET_BYTES_MIN && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+pub fn is_free_option(text: &str) -> bool {
+    text.split_once('=').is_some_and(|(name, _)| {
+        let name = name.trim();
+        !name.is_empty() && !OPTIONS_OF_OURS.contains(&name)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn brokers_are_host_and_port() {
+        for good in ["kafka-1.example.org:9092", "10.0.0.1:1", "[fe80::1]:65535"] {
+            assert!(is_host_port(good), "{good}");
+        }
+        for bad in
+            ["", "host", "host:", "host:0", "host:65536", ":9092", "PLAINTEXT://h:1", "fe80::1:9092", "[x]:1", "a b:1"]
+        {
+            assert!(!is_host_port(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn options_the_promises_rest_on_are_refused() {
+        assert!(is_free_option("socket.nagle.disable=true"));
+        assert!(!is_free_option("enable.idempotence=false"));
+        assert!(!is_free_option(" acks =0"));
+        assert!(!is_free_option("linger.ms=5"), "kafka.linger_us");
+        assert!(!is_free_option("debug"));
+    }
+}

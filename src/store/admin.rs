@@ -1,0 +1,59 @@
+//! What a store says about groups and positions, and how a group is moved.
+//!
+//! Types only: the calls are those of [`super::Store`]. Offsets here are always the next to read. This file knows no HTTP and no
+//! Kafka client.
+
+use super::{Offset, Partition};
+
+/// A place in every partition of a topic.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum At {
+    Oldest,
+    Newest,
+    /// The same offset in every partition; beyond an end of the log it means that end.
+    Offset(Offset),
+    /// Where the first message stands whose timestamp is not before this (unix ms); the newest if there is none.
+    TimeMs(i64),
+}
+
+/// One member of a group, whoever runs it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GroupMember {
+    /// What it calls itself; a gateway's is `kateway-<gateway id>@<HOST:PORT>`.
+    pub client_id: String,
+    pub member_id: String,
+    /// As the broker saw it, such as `/10.0.0.1`.
+    pub host: String,
+    /// Its partitions of the topic that was asked about; perhaps none.
+    pub partitions: Vec<Partition>,
+}
+
+/// What a group's coordinator says of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum GroupState {
+    /// No members; it may have commits.
+    Empty,
+    Stable,
+    /// Its partitions are being shared out anew; what members own is not certain.
+    Rebalancing,
+    /// There is no such group.
+    Dead,
+    /// A state this version does not know.
+    Unknown,
+}
+
+/// A group and its members.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GroupInfo {
+    pub state: GroupState,
+    pub members: Vec<GroupMember>,
+}
+
+/// Why an open group was not moved, or not for sure.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum SeekError {
+    /// Another member has the partition, or nobody yet. Nothing was moved, unless it was taken away during the move.
+    NotOwned(Partition),
+    /// It did not work, or not in time; it may yet have moved.
+    Unavailable { reason: String },
+}

@@ -19,7 +19,7 @@ BENCH ?=
 ONLY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run build check test unit suite bench bench-scale bench-compare bench-tools bench-peers bench-quick flame instructions syscalls config kafka-jars tools clean
+.PHONY: help run build check test unit suite soak bench bench-scale bench-compare bench-tools bench-peers bench-quick flame instructions syscalls config kafka-jars tools clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,11 @@ suite: ## Run the tests from outside against the built binary (ONLY= to select)
 	@.ci/tools build test
 	$(CARGO) build $(PROFILE) --workspace --exclude kateway-direct --bins
 	KATEWAY_BIN=$(abspath $(KATEWAY)) $(CARGO) test $(PROFILE) --workspace --test suite -- $(ONLY)
+
+soak: ## Stream to a reader that stalls, for ten minutes, on a real Kafka; prints what was lost and how memory went
+	@.ci/tools build test
+	$(CARGO) build $(PROFILE) --workspace --exclude kateway-direct --bins
+	KATEWAY_STREAM_S=600 KATEWAY_BIN=$(abspath $(KATEWAY)) $(CARGO) test $(PROFILE) --workspace --test suite -- streams::stalling_reader_soak
 
 bench: bench-tools ## Measure the target table, side by side, in 20 minutes at most; writes perf/results/
 	perf/bench --suite targets $(BENCH)

@@ -4,7 +4,8 @@
 //! topic reach, what has this group committed), whose answers come from the broker. Bytes are compared with what
 //! [`crate::kcat`] and Kafka's own tools read.
 
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use futures_lite::future::block_on;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
@@ -12,6 +13,7 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaResult, RDKafkaErrorCode};
+use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::{Offset, TopicPartitionList};
 
@@ -31,6 +33,21 @@ pub struct Admin {
 pub struct Member {
     pub id: String,
     pub client_id: String,
+}
+
+/// A record as a producer gives it; `None` is Kafka's null.
+#[derive(Debug, Clone, Default)]
+pub struct Raw {
+    pub key: Option<Vec<u8>>,
+    pub value: Option<Vec<u8>>,
+    pub headers: Vec<(String, Option<Vec<u8>>)>,
+}
+
+/// How fast, and how large, [`Admin::produce_paced`] produces.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    pub per_second: u32,
+    pub bytes: usize,
 }
 
 impl Admin {
@@ -57,9 +74,15 @@ impl Admin {
     /// Makes `topic` with three replicas (or one where there is one broker) and waits until every partition has a
     /// leader everywhere.
     pub fn create_topic(&self, topic: &str, partitions: i32) {
+        self.create_topic_with(topic, partitions, &[]);
+    }
+
+    /// The same with settings of its own, such as `max.message.bytes`.
+    pub fn create_topic_with(&self, topic: &str, partitions: i32, settings: &[(&str, &str)]) {
         let brokers = wait_for(CALL, "the cluster answers", || self.broker_count().ok());
         let replicas = i32::try_from(brokers.min(3)).expect("at most 3");
         let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(replicas));
+        let new = settings.iter().fold(new, |new, (key, value)| new.set(key, value));
         // The controller may still be at work deleting its predecessor.
         wait_until(CALL, format!("{topic} is made"), || {
             let results = block_on(self.client.create_topics([&new], &options())).expect("CreateTopics is answered");
@@ -186,6 +209,19 @@ impl Admin {
         wait_until(CALL, format!("{group} has committed"), || probe.commit(&offsets, CommitMode::Sync).is_ok());
     }
 
+    /// Deletes the messages of a partition below `offset`, as retention would.
+    pub fn delete_records(&self, topic: &str, partition: i32, offset: i64) {
+        let mut offsets = TopicPartitionList::new();
+        offsets.add_partition_offset(topic, partition, Offset::Offset(offset)).expect("a legal offset");
+        block_on(self.client.delete_records(&offsets, &options())).expect("DeleteRecords is answered");
+        wait_until(CALL, format!("{topic} begins at {offset}"), || self.oldest(topic, partition) == offset);
+    }
+
+    /// The first offset that is there.
+    pub fn oldest(&self, topic: &str, partition: i32) -> i64 {
+        self.consumer.fetch_watermarks(topic, partition, CALL).expect("watermarks are answered").0
+    }
+
     /// The members of a group, sorted.
     pub fn members(&self, group: &str) -> Vec<Member> {
         let list = self.consumer.fetch_group_list(Some(group), CALL).expect("DescribeGroups is answered");
@@ -194,6 +230,57 @@ impl Admin {
             members.map(|m| Member { id: m.id().to_owned(), client_id: m.client_id().to_owned() }).collect();
         members.sort();
         members
+    }
+
+    /// Produces records with everything Kafka can hold, in order, to one partition.
+    pub fn produce_records(&self, topic: &str, partition: i32, records: &[Raw]) {
+        let producer: BaseProducer = ClientConfig::new()
+            .set("bootstrap.servers", &self.brokers)
+            .set("enable.idempotence", "true")
+            .set("message.max.bytes", "20000000")
+            .set("log_level", "0")
+            .create()
+            .expect("the configuration is valid");
+        for raw in records {
+            let mut headers = OwnedHeaders::new();
+            for (name, value) in &raw.headers {
+                headers = headers.insert(Header { key: name, value: value.as_deref() });
+            }
+            let mut record = BaseRecord::<[u8], [u8]>::to(topic).partition(partition).headers(headers);
+            (record.key, record.payload) = (raw.key.as_deref(), raw.value.as_deref());
+            producer.send(record).unwrap_or_else(|(error, _)| panic!("a record can be queued: {error}"));
+        }
+        producer.flush(Duration::from_secs(30)).expect("all of it is stored");
+    }
+
+    /// Produces numbered messages of `len` bytes, `per_second` of them, round-robin over `partitions`, until `is_over`; gives how many.
+    pub fn produce_paced(&self, topic: &str, partitions: i32, pace: Pace, is_over: &AtomicBool) -> u64 {
+        let producer: BaseProducer = ClientConfig::new()
+            .set("bootstrap.servers", &self.brokers)
+            .set("enable.idempotence", "true")
+            .set("linger.ms", "5")
+            .set("log_level", "0")
+            .create()
+            .expect("the configuration is valid");
+        let began = Instant::now();
+        let mut count = 0;
+        while !is_over.load(Ordering::Relaxed) {
+            let due = began.elapsed().as_millis() * u128::from(pace.per_second) / 1_000;
+            while u128::from(count) < due {
+                let mut payload = count.to_string().into_bytes();
+                payload.resize(pace.bytes, b' ');
+                let partition = i32::try_from(count % u64::try_from(partitions).expect("positive")).expect("few");
+                let mut record = BaseRecord::<(), _>::to(topic).payload(&payload).partition(partition);
+                while let Err((_, back)) = producer.send(record) {
+                    record = back;
+                    producer.poll(Duration::from_millis(5));
+                }
+                count += 1;
+            }
+            producer.poll(Duration::from_millis(5));
+        }
+        producer.flush(Duration::from_secs(30)).expect("all of it is stored");
+        count
     }
 
     /// Produces `payloads` without the gateway, spread round-robin over `partitions`, and waits until all are stored.

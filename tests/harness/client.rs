@@ -220,6 +220,29 @@ impl Connection {
         self.take(len)
     }
 
+    /// The next head that is no interim one; the body is left for [`Self::part`]. `Timeout` loses nothing.
+    pub fn head(&mut self) -> Result<Response, Failure> {
+        loop {
+            let head = self.read_head()?;
+            if !(100..200).contains(&head.status) {
+                return Ok(head);
+            }
+        }
+    }
+
+    /// The next chunk of a chunked body, once it is there to its end. After [`Failure::Timeout`] it may be asked for again.
+    pub fn part(&mut self) -> Result<Part, Failure> {
+        loop {
+            if let Some((part, len)) = first_part(&self.pending)? {
+                self.pending.drain(..len);
+                return Ok(part);
+            }
+            if self.fill()? == 0 {
+                return Err(Failure::Cut(std::mem::take(&mut self.pending)));
+            }
+        }
+    }
+
     /// Undoes [`Self::read_raw`].
     pub fn put_back(&mut self, bytes: &[u8]) {
         self.pending.splice(..0, bytes.iter().copied());
@@ -354,6 +377,42 @@ impl Connection {
         self.patience(PATIENCE);
         closed
     }
+}
+
+/// A piece of a chunked body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Part {
+    Chunk(Vec<u8>),
+    /// The last chunk, with the trailers that came behind it.
+    End(Vec<(String, String)>),
+}
+
+/// The first part that lies complete in `bytes`, and how many of them it takes.
+fn first_part(bytes: &[u8]) -> Result<Option<(Part, usize)>, Failure> {
+    let line = |from: usize| bytes[from..].windows(2).position(|pair| pair == b"\r\n").map(|at| from + at);
+    let Some(end) = line(0) else { return Ok(None) };
+    let text = String::from_utf8_lossy(&bytes[..end]).into_owned();
+    let size = text.split(';').next().unwrap_or_default().trim();
+    let size = usize::from_str_radix(size, 16).map_err(|_| Failure::Malformed(format!("chunk size {text:?}")))?;
+    let mut at = end + 2;
+    if size > 0 {
+        let Some(chunk) = bytes.get(at..at + size + 2) else { return Ok(None) };
+        if !chunk.ends_with(b"\r\n") {
+            return Err(Failure::Malformed("a chunk is followed by CRLF".into()));
+        }
+        return Ok(Some((Part::Chunk(chunk[..size].to_vec()), at + size + 2)));
+    }
+    let mut trailers = Vec::new();
+    while let Some(end) = line(at) {
+        let text = String::from_utf8_lossy(&bytes[at..end]).into_owned();
+        at = end + 2;
+        if text.is_empty() {
+            return Ok(Some((Part::End(trailers), at)));
+        }
+        let (name, value) = text.split_once(':').ok_or_else(|| Failure::Malformed(format!("trailer {text:?}")))?;
+        trailers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
+    }
+    Ok(None)
 }
 
 /// One request on a connection of its own.

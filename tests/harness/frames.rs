@@ -26,6 +26,8 @@ pub struct Line {
     pub tag: Option<String>,
     pub headers: Vec<(String, Option<Vec<u8>>)>,
     pub payload: Vec<u8>,
+    /// Kafka's null: said with `"value":null`, which is not the same as empty.
+    pub is_tombstone: bool,
     /// How often the message was delivered, this time included.
     pub deliveries: i64,
 }
@@ -60,16 +62,25 @@ pub fn decode_lines(body: &[u8]) -> Vec<Line> {
 fn decode_line(line: &[u8]) -> Line {
     let object: Value =
         serde_json::from_slice(line).unwrap_or_else(|e| panic!("{e} in {:?}", String::from_utf8_lossy(line)));
+    decode_object(&object)
+}
+
+/// What an object of NDJSON or SSE says.
+#[track_caller]
+pub fn decode_object(object: &Value) -> Line {
     let number = |name: &str| object[name].as_i64().unwrap_or_else(|| panic!("{name} is a number in {object}"));
     let headers = object["headers"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let is_tombstone = object.get("value").is_some_and(Value::is_null) && object.get("base64").is_none();
+    let payload = text_or_bytes(object, "value", "base64").or_else(|| is_tombstone.then(Vec::new));
     Line {
         partition: i32::try_from(number("partition")).expect("a partition number"),
         offset: number("offset"),
         timestamp: number("timestamp"),
-        key: text_or_bytes(&object, "key", "key64"),
+        key: text_or_bytes(object, "key", "key64"),
         tag: object["tag"].as_str().map(str::to_owned),
         headers: headers.iter().map(decode_header).collect(),
-        payload: text_or_bytes(&object, "value", "base64").unwrap_or_else(|| panic!("value or base64 in {object}")),
+        payload: payload.unwrap_or_else(|| panic!("value or base64 in {object}")),
+        is_tombstone,
         deliveries: number("deliveries"),
     }
 }

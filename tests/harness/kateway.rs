@@ -31,6 +31,8 @@ pub struct Builder {
     settings: Vec<(String, String)>,
     config: Option<PathBuf>,
     addresses_from_config: bool,
+    /// Publish, subscribe and manage listener; by default each takes any free port.
+    addresses: [SocketAddr; 3],
     alarms_expected: bool,
 }
 
@@ -59,6 +61,13 @@ impl Builder {
     #[must_use]
     pub fn addresses_from_config(mut self) -> Self {
         self.addresses_from_config = true;
+        self
+    }
+
+    /// Listens there, so that another life of the gateway can be found at the same place.
+    #[must_use]
+    pub fn at(mut self, publish: SocketAddr, subscribe: SocketAddr) -> Self {
+        [self.addresses[0], self.addresses[1]] = [publish, subscribe];
         self
     }
 
@@ -95,7 +104,9 @@ impl Builder {
         let mut command = Command::new(binary());
         command.arg("run").args(["--store", &self.store]).args(["--shards", &self.shards.to_string()]);
         if !self.addresses_from_config {
-            command.args(["--pub", "127.0.0.1:0", "--sub", "127.0.0.1:0", "--man", "127.0.0.1:0"]);
+            for (flag, address) in ["--pub", "--sub", "--man"].iter().zip(&self.addresses) {
+                command.args([*flag, &address.to_string()]);
+            }
         }
         if let Some(brokers) = &self.brokers {
             command.args(["--brokers", brokers]);
@@ -152,6 +163,7 @@ impl Kateway {
             settings: Vec::new(),
             config: None,
             addresses_from_config: false,
+            addresses: [SocketAddr::from(([127, 0, 0, 1], 0)); 3],
             alarms_expected: false,
         };
         // Tests that look at the notice period ask for one; all others would only wait for it. Many gateways and three brokers share the

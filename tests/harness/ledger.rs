@@ -24,6 +24,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::client::{Failure, Response};
+use crate::haproxy;
 use crate::kcat::Record;
 
 /// What the gateway's answer promises.
@@ -48,6 +49,10 @@ impl Answer {
             Err(Failure::Connect(_)) => return Self::Refused,
             Err(_) => return Self::Unknown,
         };
+        if haproxy::is_own_answer(response) {
+            // A proxy does not know what became of the request it passed on.
+            return Self::Unknown;
+        }
         match (response.status, response.header("x-durability")) {
             (201, None) => Self::Durable,
             (200..300, Some("local")) => Self::Local,

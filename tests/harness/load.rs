@@ -29,6 +29,8 @@ pub struct Plan {
     pub body_bytes: usize,
     /// A new connection for each request, said with `Connection: close`.
     pub one_request_connections: bool,
+    /// Between two messages of a connection.
+    pub pause: Duration,
 }
 
 impl Plan {
@@ -42,6 +44,7 @@ impl Plan {
             keys: 4,
             body_bytes: 200,
             one_request_connections: false,
+            pause: Duration::ZERO,
         }
     }
 
@@ -133,6 +136,7 @@ fn publish(number: u32, plan: &Plan, ledger: &Ledger, stop: &AtomicBool) -> Tall
         if plan.one_request_connections || !result.as_ref().is_ok_and(|response| !response.closes()) {
             connection = None;
         }
+        std::thread::sleep(plan.pause);
         if matches!(result, Err(Failure::Connect(_))) {
             // Nothing listens: wait a little for somebody to come back, or for the end of the load.
             std::thread::sleep(Duration::from_millis(20));

@@ -6,16 +6,19 @@
 //!
 //! From the bottom: [`wait`] and [`ports`]; [`process`], which sees to it that no child outlives a run; [`folder`],
 //! where a run keeps its logs; [`zookeeper`], [`kafka`], [`kateway`], which start things; [`client`], [`problem`],
-//! [`frames`], [`exposition`], which understand answers; [`admin`], [`kcat`], [`java`], which look at Kafka from the
-//! other side; [`hinder`], which gets in a gateway's way; [`ledger`] and [`load`], which prove that nothing was lost;
+//! [`frames`], [`readers`], [`exposition`], which understand answers; [`admin`], [`kcat`], [`java`], which look at Kafka
+//! from the other side; [`haproxy`], which stands between clients and gateways; [`hinder`], which gets in a gateway's way;
+//! [`ledger`] and [`load`], which prove that nothing was lost on the way in, [`read_ledger`] and [`crowd`], on the way out;
 //! [`figures`], which collects what a run measured.
 
 pub mod admin;
 pub mod client;
+pub mod crowd;
 pub mod exposition;
 pub mod figures;
 pub mod folder;
 pub mod frames;
+pub mod haproxy;
 pub mod hinder;
 pub mod java;
 pub mod kafka;
@@ -26,6 +29,8 @@ pub mod load;
 pub mod ports;
 pub mod problem;
 pub mod process;
+pub mod read_ledger;
+pub mod readers;
 pub mod topic;
 pub mod wait;
 pub mod zookeeper;

@@ -94,6 +94,10 @@ impl Process {
         self.child.stdout.take().expect("stdout was piped and not yet taken")
     }
 
+    pub fn stdin(&mut self) -> std::process::ChildStdin {
+        self.child.stdin.take().expect("stdin was piped and not yet taken")
+    }
+
     /// Sends `signal` unless the child was already reaped (its pid may then belong to somebody else).
     pub fn signal(&self, signal: i32) {
         if self.status.is_none() {

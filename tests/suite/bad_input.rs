@@ -136,13 +136,20 @@ fn subscribe_rows(topic: &Topic) -> Vec<Row> {
     let get = |target: &str| Request::get(target).app(&topic.appid);
     let base = format!("/v1/msgs/{}/{}/v1", topic.appid, topic.name);
     let mut rows = vec![
-        row("not built: explicit ack", read("ack=1"), code::NOT_SUPPORTED),
-        row("not built: lease", read("lease=30s"), code::NOT_SUPPORTED),
-        row("not built: deliveries", read("max_deliveries=3"), code::NOT_SUPPORTED),
-        row("not built: shadow queues", read("q=retry"), code::NOT_SUPPORTED),
-        row("not built: streams", read("stream=1"), code::NOT_SUPPORTED),
+        row("flag that is none", read("ack=yes"), code::BAD_PARAMETER),
+        row("lease without ack", read("lease=30s"), code::BAD_PARAMETER),
+        row("lease of nothing", read("ack=1&lease=0s"), code::BAD_PARAMETER),
+        row("deliveries without ack", read("max_deliveries=3"), code::BAD_PARAMETER),
+        row("no deliveries", read("ack=1&max_deliveries=0"), code::BAD_PARAMETER),
+        row("no such queue", read("q=grave"), code::BAD_PARAMETER),
+        row("no shadow queues", read("q=retry"), code::NO_SHADOW),
+        row("half an acknowledgement", read("ack=1").header("X-Offset", "3"), code::BAD_FIELD),
+        row(
+            "foreign event id",
+            read("").header("Accept", "text/event-stream").header("Last-Event-ID", "x"),
+            code::BAD_FIELD,
+        ),
         row("not built: tag expressions", read("").header("X-Tag-Expr", "a && !b"), code::NOT_SUPPORTED),
-        row("not built: SSE", read("batch=2").header("Accept", "text/event-stream"), code::NOT_SUPPORTED),
         row("no group", get(&base), code::MISSING_PARAMETER),
         row("empty group", get(&format!("{base}?group=")), code::NAME),
         row("dot in group", get(&format!("{base}?group=a.b")), code::NAME),
@@ -359,6 +366,7 @@ mod code {
     pub const PARTITION_RANGE: u64 = 40009;
     pub const BAD_FIELD: u64 = 40010;
     pub const NOT_SUPPORTED: u64 = 40011;
+    pub const NO_SHADOW: u64 = 40013;
     pub const NO_ROUTE: u64 = 40400;
     pub const UNKNOWN_TOPIC: u64 = 40401;
     pub const METHOD: u64 = 40500;

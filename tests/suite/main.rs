@@ -25,17 +25,21 @@ use kateway_tests::kafka::{Cluster, Options};
 use kateway_tests::{figures, folder};
 use libtest_mimic::{Arguments, Trial};
 
+mod acks;
 mod answers;
 mod bad_input;
 mod command_line;
 mod commits;
 mod drain;
 mod faults;
+mod formats;
 mod framing;
 mod group_isolation;
 mod group_sharing;
 mod http2;
+mod http2_windows;
 mod instruments;
+mod java_member;
 mod ledger_checker;
 mod limits;
 mod load_generator;
@@ -43,20 +47,32 @@ mod long_poll;
 mod metrics;
 mod partitioner;
 mod pipelining;
+mod positions;
 mod publish_modes;
+mod read_chaos;
+mod read_ledger_checker;
+mod readme_examples;
 mod rebalances;
 mod roundtrip;
+mod shadow_queues;
 mod shards;
+mod slow_readers;
 mod sockets;
+mod stage;
 mod start;
 mod status;
 mod steering;
 mod stores;
+mod streams;
 mod subscribe_options;
+mod tag_filter;
 mod topic_names;
 mod topics;
 mod topics_again;
+mod two_gateways;
+mod watchdog;
 mod where_time_goes;
+mod who_reads;
 
 /// Trials at a time. They mostly wait, for Kafka and for each other.
 const THREADS: usize = 4;
@@ -92,17 +108,21 @@ impl Case {
 }
 
 const ALL: &[&[Case]] = &[
+    acks::CASES,
     answers::CASES,
     bad_input::CASES,
     command_line::CASES,
     commits::CASES,
     drain::CASES,
     faults::CASES,
+    formats::CASES,
     framing::CASES,
     group_isolation::CASES,
     group_sharing::CASES,
     http2::CASES,
+    http2_windows::CASES,
     instruments::CASES,
+    java_member::CASES,
     ledger_checker::CASES,
     limits::CASES,
     load_generator::CASES,
@@ -110,20 +130,31 @@ const ALL: &[&[Case]] = &[
     metrics::CASES,
     partitioner::CASES,
     pipelining::CASES,
+    positions::CASES,
     publish_modes::CASES,
+    read_chaos::CASES,
+    read_ledger_checker::CASES,
+    readme_examples::CASES,
     rebalances::CASES,
     roundtrip::CASES,
+    shadow_queues::CASES,
     shards::CASES,
+    slow_readers::CASES,
     sockets::CASES,
     start::CASES,
     status::CASES,
     steering::CASES,
     stores::CASES,
+    streams::CASES,
     subscribe_options::CASES,
+    tag_filter::CASES,
     topic_names::CASES,
     topics::CASES,
     topics_again::CASES,
+    two_gateways::CASES,
     where_time_goes::CASES,
+    watchdog::CASES,
+    who_reads::CASES,
 ];
 
 static CLUSTER: OnceLock<Cluster> = OnceLock::new();

@@ -1,0 +1,66 @@
+//! A group that has messages, waiting clients and no progress is not left to itself: it is counted, named in the log, and joins anew.
+//!
+//! Method: the group's first consumer is made to give nothing any more after it has given one message (`test.deaf_consumers_ms`), as one
+//! that hangs would. A client waits; what was published meanwhile comes without anybody's help. A group whose readers hold as many
+//! leases as they may stands still just as well, but by its clients' doing, and is left alone.
+
+use std::time::{Duration, Instant};
+
+use kateway_tests::{figures, wait_until};
+
+use crate::Case;
+use crate::stage::{SOON, Stage, single};
+
+pub const CASES: &[Case] = &[
+    Case::new("watchdog::a_stuck_group_joins_anew", a_stuck_group_joins_anew).kafka(),
+    Case::new("watchdog::a_full_group_is_left_alone", a_full_group_is_left_alone).kafka(),
+];
+
+const WATCHDOG_S: u64 = 5;
+
+fn stuck(stage: &Stage) -> f64 {
+    stage.gateway.scrape().sum("kateway_sub_stuck_total", &[])
+}
+
+fn a_stuck_group_joins_anew() {
+    let stage = Stage::on_kafka_with("stuck", 2, |builder| {
+        builder.set("test.deaf_consumers_ms", 6_000).set("sub.watchdog_s", WATCHDOG_S)
+    });
+    stage.fill(0, 0..1);
+    let opened = Instant::now();
+    assert_eq!(single(&stage.call(&stage.topic.read("g", "wait=20s"))).offset, 0);
+    assert!(opened.elapsed() < Duration::from_secs(6), "the trial has to read before the consumer goes deaf");
+    std::thread::sleep(Duration::from_secs(6).saturating_sub(opened.elapsed()));
+    stage.fill(0, 1..3);
+    let start = Instant::now();
+    let mut got = Vec::new();
+    wait_until(Duration::from_mins(1), "the messages come all the same", || {
+        let answer = stage.call(&stage.topic.read("g", "wait=20s"));
+        if answer.status == 200 {
+            got.push(single(&answer).offset);
+        }
+        got.len() >= 2
+    });
+    assert_eq!(got, [1, 2]);
+    figures::note("watchdog of 5 s: a stuck group gives again after", format!("{:?}", start.elapsed()));
+    assert!(stuck(&stage) >= 1.0);
+    stage.gateway.wait_log(SOON, "a group is stuck and joins anew");
+}
+
+fn a_full_group_is_left_alone() {
+    let stage =
+        Stage::on_kafka_with("full", 1, |builder| builder.set("sub.leases_max", 2).set("sub.watchdog_s", WATCHDOG_S));
+    stage.fill(0, 0..5);
+    for offset in 0..2 {
+        assert_eq!(stage.lease("lease=10m").offset, offset);
+    }
+    let start = Instant::now();
+    let mut waiting = stage.gateway.subscriber();
+    waiting.send(&stage.topic.read("g", "ack=1&lease=10m&wait=10s").bytes()).expect("sent");
+    assert_eq!(waiting.read_response().unwrap_or_else(|e| panic!("{e}")).status, 204);
+    assert!(start.elapsed() > Duration::from_secs(WATCHDOG_S + 2), "long enough for the watchdog to bite");
+    assert!(stuck(&stage) == 0.0, "nothing is wrong with the group");
+    // Its leases are still good.
+    stage.ack(&[(0, 0), (0, 1)]).expect(200);
+    assert_eq!(stage.lease("lease=1m").offset, 2);
+}

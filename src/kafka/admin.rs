@@ -5,6 +5,7 @@
 //! more client would cost two threads and a connection to each broker. Per core.
 
 use std::{
+    ffi::CString,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
@@ -63,14 +64,11 @@ impl Admin {
     }
 
     pub async fn watermarks(&self, topic: &Topic) -> Result<Vec<Watermarks>, AdminError> {
-        let (name, count, timeout) = (topic_name(&topic.name), topic.partitions.get(), self.timeout);
-        if count <= 0 {
-            return Err(AdminError::UnknownTopic);
-        }
+        let (every, timeout) = (EveryPartition::of(topic)?, self.timeout);
         let found = self
             .ask(move |client| {
                 let ends = |end| {
-                    let mut list = PartitionList::new(&name, (0..count).map(|p| (p, 0)));
+                    let mut list = every.list();
                     client.offsets_at(end, &mut list, timeout).map(|()| list)
                 };
                 Ok::<_, ErrorCode>((ends(End::Oldest)?, ends(End::Latest)?))
@@ -88,11 +86,8 @@ impl Admin {
 
     /// The offset of a place in every partition; a partition without a leader is an error.
     pub async fn offsets_at(&self, topic: &Topic, at: At) -> Result<Vec<(Partition, Offset)>, AdminError> {
-        let (name, count, timeout) = (topic_name(&topic.name), topic.partitions.get(), self.timeout);
-        if count <= 0 {
-            return Err(AdminError::UnknownTopic);
-        }
-        let found = self.ask(move |client| offsets::places(client, &name, count, at, timeout)).await?;
+        let (every, timeout) = (EveryPartition::of(topic)?, self.timeout);
+        let found = self.ask(move |client| offsets::places(client, &every.topic, every.count, at, timeout)).await?;
         let found = found.map_err(topic_failed)?;
         self.reach.heard(Instant::now());
         Ok(found)
@@ -146,6 +141,30 @@ impl Admin {
     }
 }
 
+/// A topic and how many partitions it has, for a thread of the pool.
+#[derive(Clone, Debug)]
+pub(super) struct EveryPartition {
+    pub topic: CString,
+    pub count: Partition,
+}
+
+impl EveryPartition {
+    pub fn of(topic: &Topic) -> Result<Self, AdminError> {
+        let count = topic.partitions.get();
+        if count <= 0 { Err(AdminError::UnknownTopic) } else { Ok(Self { topic: topic_name(&topic.name), count }) }
+    }
+
+    pub fn list(&self) -> PartitionList {
+        PartitionList::new(&self.topic, (0..self.count).map(|partition| (partition, 0)))
+    }
+
+    pub fn committed(&self, client: &Client, timeout: Duration) -> Result<PartitionList, ErrorCode> {
+        let mut list = self.list();
+        client.committed(&mut list, timeout)?;
+        list.all_done().map(|()| list)
+    }
+}
+
 /// The pool has no room, or the call panicked.
 pub(super) fn offload_failed(error: OffloadError) -> AdminError {
     let reason = match error {
@@ -162,7 +181,7 @@ pub(super) fn topic_failed(code: ErrorCode) -> AdminError {
         rd::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC,
         rd::RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION,
     ];
-    if absent.iter().any(|known| code.is(*known)) { AdminError::UnknownTopic } else { unavailable(code) }
+    if code.is_one_of(&absent) { AdminError::UnknownTopic } else { unavailable(code) }
 }
 
 fn unavailable(code: ErrorCode) -> AdminError {
@@ -175,12 +194,10 @@ pub(super) fn told(code: ErrorCode, text: &str) -> String {
 
 /// A refusal that says "not now" rather than "no".
 pub(super) fn is_passing(code: ErrorCode) -> bool {
-    [
+    code.is_one_of(&[
         rd::RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT,
         rd::RD_KAFKA_RESP_ERR_NOT_CONTROLLER,
         rd::RD_KAFKA_RESP_ERR_THROTTLING_QUOTA_EXCEEDED,
         rd::RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE,
-    ]
-    .iter()
-    .any(|passing| code.is(*passing))
+    ])
 }

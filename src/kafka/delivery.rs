@@ -278,14 +278,13 @@ pub(super) fn refusal(code: ErrorCode) -> Option<ProduceError> {
         rd::RD_KAFKA_RESP_ERR_UNSUPPORTED_FOR_MESSAGE_FORMAT,
         rd::RD_KAFKA_RESP_ERR_UNSUPPORTED_COMPRESSION_TYPE,
     ];
-    if UNKNOWN_TOPIC.iter().any(|known| code.is(*known)) {
+    if code.is_one_of(&UNKNOWN_TOPIC) {
         return Some(ProduceError::UnknownTopic);
     }
     if code.is(rd::RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION) {
         return Some(ProduceError::UnknownPartition);
     }
-    let refused = REFUSED.iter().any(|known| code.is(*known));
-    refused.then(|| ProduceError::Refused { reason: code.name() })
+    code.is_one_of(&REFUSED).then(|| ProduceError::Refused { reason: code.name() })
 }
 
 /// librdkafka's own log lines, at syslog levels. Those that repeat with every client and broker are limited.

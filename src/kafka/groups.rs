@@ -4,14 +4,14 @@
 //! that never joins it and lives for one call: its way to the coordinator is the one the gateway's own groups go, while librdkafka's
 //! admin calls are not to be trusted when brokers come and go (`native/groups`). Per core.
 
-use std::{ffi::CString, rc::Rc, sync::Arc, time::Duration};
+use std::{rc::Rc, sync::Arc, time::Duration};
 
 use rdkafka::bindings::rd_kafka_resp_err_t as rd;
 
 use super::{
-    admin::{Admin, is_passing, told},
-    native::{Client, Described, DescribedMember, ErrorCode, Kind, PartitionList},
-    offsets, options, topic_name,
+    admin::{Admin, EveryPartition, is_passing, told},
+    native::{Client, Described, DescribedMember, ErrorCode, Kind},
+    offsets, options,
 };
 use crate::{
     config::resolve::Config,
@@ -107,7 +107,7 @@ impl GroupAdmin {
             let (client, _) =
                 Client::create(Kind::Producer, &options::admin(&config), &offload).map_err(unavailable)?;
             match client.delete_committed(&group_id, &every.list(), config.kafka.admin_timeout) {
-                Ok(deleted) => all_done(&deleted).map_err(|code| refusal(code, "")),
+                Ok(deleted) => deleted.all_done().map_err(|code| refusal(code, "")),
                 Err((code, _)) if code.is(rd::RD_KAFKA_RESP_ERR_GROUP_ID_NOT_FOUND) => Ok(()),
                 Err((code, text)) => Err(refusal(code, &text)),
             }
@@ -129,30 +129,6 @@ impl GroupAdmin {
             question(&client, config.kafka.admin_timeout).map_err(|code| refusal(code, ""))
         });
         asked.await?
-    }
-}
-
-/// A topic and how many partitions it has, for a thread of the pool.
-#[derive(Clone, Debug)]
-struct EveryPartition {
-    topic: CString,
-    count: Partition,
-}
-
-impl EveryPartition {
-    fn of(topic: &Topic) -> Result<Self, AdminError> {
-        let count = topic.partitions.get();
-        if count <= 0 { Err(AdminError::UnknownTopic) } else { Ok(Self { topic: topic_name(&topic.name), count }) }
-    }
-
-    fn list(&self) -> PartitionList {
-        PartitionList::new(&self.topic, (0..self.count).map(|partition| (partition, 0)))
-    }
-
-    fn committed(&self, client: &Client, timeout: Duration) -> Result<PartitionList, ErrorCode> {
-        let mut list = self.list();
-        client.committed(&mut list, timeout)?;
-        all_done(&list).map(|()| list)
     }
 }
 
@@ -203,11 +179,6 @@ fn assigned(mut bytes: &[u8], topic: &str) -> Option<Vec<Partition>> {
 
 // === errors ===
 
-/// The first partition that failed decides.
-fn all_done(list: &PartitionList) -> Result<(), ErrorCode> {
-    list.entries().find(|entry| !entry.code.is_ok()).map_or(Ok(()), |failed| Err(failed.code))
-}
-
 fn refusal(code: ErrorCode, text: &str) -> AdminError {
     match code {
         _ if is_about_members(code) => AdminError::InUse,
@@ -221,28 +192,24 @@ fn refusal(code: ErrorCode, text: &str) -> AdminError {
 
 /// What Kafka says to one who is no member, when there are members.
 fn is_about_members(code: ErrorCode) -> bool {
-    [
+    code.is_one_of(&[
         rd::RD_KAFKA_RESP_ERR_UNKNOWN_MEMBER_ID,
         rd::RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION,
         rd::RD_KAFKA_RESP_ERR_REBALANCE_IN_PROGRESS,
         rd::RD_KAFKA_RESP_ERR_NON_EMPTY_GROUP,
         rd::RD_KAFKA_RESP_ERR_GROUP_SUBSCRIBED_TO_TOPIC,
         rd::RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID,
-    ]
-    .iter()
-    .any(|known| code.is(*known))
+    ])
 }
 
 /// What passes when the group has a coordinator again.
 fn is_about_coordinators(code: ErrorCode) -> bool {
-    [
+    code.is_one_of(&[
         rd::RD_KAFKA_RESP_ERR_NOT_COORDINATOR,
         rd::RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE,
         rd::RD_KAFKA_RESP_ERR_COORDINATOR_LOAD_IN_PROGRESS,
         rd::RD_KAFKA_RESP_ERR_UNSTABLE_OFFSET_COMMIT,
-    ]
-    .iter()
-    .any(|known| code.is(*known))
+    ])
 }
 
 #[cfg(test)]

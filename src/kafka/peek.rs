@@ -10,12 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use rdkafka::bindings::rd_kafka_resp_err_t as rd;
 
 use super::{
     admin::{offload_failed, topic_failed},
-    native::{Client, End, ErrorCode, Fetched, Kind, PartitionList, Reading, TopicHandle},
+    native::{Client, End, ErrorCode, Kind, PartitionList, Reading, TopicHandle},
     options,
     reach::Reach,
     topic_name,
@@ -132,7 +131,7 @@ impl Look {
                 open.remove(&message.partition());
             }
             if message.offset() < end {
-                let message = copied(message);
+                let message = message.into_message(usize::MAX);
                 bytes += message.bytes();
                 messages.push(message);
             }
@@ -143,21 +142,9 @@ impl Look {
 
 /// What librdkafka gets over by itself, or not within the time.
 fn is_of_brokers(code: ErrorCode) -> bool {
-    [rd::RD_KAFKA_RESP_ERR__TRANSPORT, rd::RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN, rd::RD_KAFKA_RESP_ERR__RESOLVE]
-        .iter()
-        .any(|known| code.is(*known))
-}
-
-/// All of it is copied: nothing may keep the client.
-fn copied(mut message: Fetched) -> Message {
-    let headers = message.headers();
-    Message {
-        partition: message.partition(),
-        offset: message.offset(),
-        timestamp_ms: message.timestamp_ms(),
-        key: message.key().map(Bytes::copy_from_slice),
-        value: Bytes::copy_from_slice(message.value()),
-        is_tombstone: message.is_tombstone(),
-        headers: (!headers.is_empty()).then(|| headers.into()),
-    }
+    code.is_one_of(&[
+        rd::RD_KAFKA_RESP_ERR__TRANSPORT,
+        rd::RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN,
+        rd::RD_KAFKA_RESP_ERR__RESOLVE,
+    ])
 }

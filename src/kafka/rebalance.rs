@@ -313,13 +313,11 @@ impl Answers {
 
 /// Whether the coordinator has taken the member out of its group.
 fn is_expelled(code: ErrorCode) -> bool {
-    [
+    code.is_one_of(&[
         rd::RD_KAFKA_RESP_ERR_UNKNOWN_MEMBER_ID,
         rd::RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION,
         rd::RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID,
-    ]
-    .iter()
-    .any(|known| code.is(*known))
+    ])
 }
 
 /// Whether a commit that failed so may succeed a moment later. Everything else is final: about the topic, the member, or our rights.
@@ -328,7 +326,7 @@ fn may_pass(code: ErrorCode, why: Why) -> bool {
     if code.is(rd::RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION) {
         return why == Why::Moved;
     }
-    [
+    code.is_one_of(&[
         rd::RD_KAFKA_RESP_ERR__TIMED_OUT,
         rd::RD_KAFKA_RESP_ERR__TIMED_OUT_QUEUE,
         rd::RD_KAFKA_RESP_ERR__TRANSPORT,
@@ -338,9 +336,7 @@ fn may_pass(code: ErrorCode, why: Why) -> bool {
         rd::RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE,
         rd::RD_KAFKA_RESP_ERR_NOT_COORDINATOR,
         rd::RD_KAFKA_RESP_ERR_REBALANCE_IN_PROGRESS,
-    ]
-    .iter()
-    .any(|passing| code.is(*passing))
+    ])
 }
 
 #[cfg(test)]

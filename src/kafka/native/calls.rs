@@ -89,6 +89,11 @@ impl PartitionList {
         })
     }
 
+    /// The first partition that failed decides.
+    pub fn all_done(&self) -> Result<(), ErrorCode> {
+        self.entries().find_map(|entry| entry.code.ok_or().err()).map_or(Ok(()), Err)
+    }
+
     pub fn partitions(&self) -> Vec<Partition> {
         self.entries().map(|e| e.partition).collect()
     }
@@ -248,8 +253,7 @@ impl Client {
         match answer.poll_for(ms(timeout)) {
             Some(Event::Committed { code, partitions }) => {
                 code.ok_or()?;
-                let failed = partitions.as_ref().and_then(|list| list.entries().find(|e| !e.code.is_ok()));
-                failed.map_or(Ok(()), |e| Err(e.code))
+                partitions.as_ref().map_or(Ok(()), PartitionList::all_done)
             }
             _ => Err(TIMED_OUT),
         }

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use rdkafka::bindings as rd;
 
 use super::{Client, ErrorCode, RawEvent, code_at};
-use crate::store::Header;
+use crate::store::{Header, Message};
 
 /// A message, or an error that came in a message's place ([`Fetched::error`]).
 #[derive(Debug)]
@@ -107,6 +107,23 @@ impl Fetched {
             }
         }
         headers
+    }
+}
+
+impl Fetched {
+    /// As the store has it. A value up to `copy_bytes_max` is copied; a larger one keeps its whole fetch response, and its client.
+    pub fn into_message(mut self, copy_bytes_max: usize) -> Message {
+        let headers = self.headers();
+        let (partition, offset, timestamp_ms) = (self.partition(), self.offset(), self.timestamp_ms());
+        let key = self.key().map(Bytes::copy_from_slice);
+        let is_tombstone = self.is_tombstone();
+        let value = if self.value().len() <= copy_bytes_max {
+            Bytes::copy_from_slice(self.value())
+        } else {
+            Bytes::from_owner(self)
+        };
+        let headers = (!headers.is_empty()).then(|| headers.into());
+        Message { partition, offset, timestamp_ms, key, value, is_tombstone, headers }
     }
 }
 

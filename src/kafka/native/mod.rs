@@ -67,6 +67,10 @@ impl ErrorCode {
         self.0 == code as i32
     }
 
+    pub fn is_one_of(self, codes: &[rd::rd_kafka_resp_err_t]) -> bool {
+        codes.iter().any(|code| self.is(*code))
+    }
+
     /// Kafka's name of it.
     pub fn name(self) -> &'static str {
         // SAFETY: takes any integer; gives a static string for a known code, else a thread-local buffer (src), which is

@@ -5,15 +5,13 @@
 
 use std::{rc::Rc, time::Instant};
 
-use bytes::Bytes;
-
 use super::{
     super::{native::Fetched, offsets},
     Pump,
 };
 use crate::{
     limits,
-    store::{Message, Offset, Partition},
+    store::{Offset, Partition},
 };
 
 /// Values up to this are copied: a message handed out as it is keeps its whole fetch answer in memory.
@@ -63,7 +61,7 @@ impl Pump {
             return 0;
         }
         self.follow(message.partition(), message.offset());
-        let message = hand_on(message);
+        let message = message.into_message(COPY_BYTES_MAX);
         let bytes = message.bytes();
         self.member.around.stats.fetched.one();
         self.member.around.stats.fetched_bytes.add(bytes as u64);
@@ -106,19 +104,4 @@ impl Pump {
         }
         group.note_gap(partition, first, last);
     }
-}
-
-/// As the store has it: without a copy, unless it is small.
-fn hand_on(mut message: Fetched) -> Message {
-    let headers = message.headers();
-    let (partition, offset, timestamp_ms) = (message.partition(), message.offset(), message.timestamp_ms());
-    let key = message.key().map(Bytes::copy_from_slice);
-    let is_tombstone = message.is_tombstone();
-    let value = if message.value().len() <= COPY_BYTES_MAX {
-        Bytes::copy_from_slice(message.value())
-    } else {
-        Bytes::from_owner(message)
-    };
-    let headers = (!headers.is_empty()).then(|| headers.into());
-    Message { partition, offset, timestamp_ms, key, value, is_tombstone, headers }
 }

@@ -419,7 +419,7 @@ impl Pump {
 
 /// What the cluster will say again next time.
 fn is_refusal(code: ErrorCode) -> bool {
-    [
+    code.is_one_of(&[
         rd::RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED,
         rd::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED,
         rd::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED,
@@ -432,9 +432,7 @@ fn is_refusal(code: ErrorCode) -> bool {
         rd::RD_KAFKA_RESP_ERR_INCONSISTENT_GROUP_PROTOCOL,
         rd::RD_KAFKA_RESP_ERR__AUTHENTICATION,
         rd::RD_KAFKA_RESP_ERR__SSL,
-    ]
-    .iter()
-    .any(|refusal| code.is(*refusal))
+    ])
 }
 
 // === leaving ===

@@ -52,7 +52,7 @@ impl Acks {
         let topic = call::topic(parts)?;
         let group_id = call::group_id(reader, group)?;
         let query = Query::parse(head.query, PARAMETERS)?;
-        let key = call::key(&topic, &group_id, call::queue(&query)?);
+        let key = call::key(topic, group_id, call::queue(&query)?);
         Ok(Self { key, body: Bytes::new(), is_next: query.flag("next")? })
     }
 

@@ -52,8 +52,7 @@ impl Bury {
     pub fn plan(ctx: &Context, head: &Head<'_>, reader: &str, parts: [&[u8]; 3]) -> Result<Self, Problem> {
         let topic = call::topic(parts)?;
         let query = Query::parse(head.query, PARAMETERS)?;
-        let group = query.get("group").ok_or_else(|| Problem::new(&codes::MISSING_PARAMETER, "group= is required"))?;
-        let group_id = call::group_id(reader, group)?;
+        let group_id = call::group_id(reader, query.required("group")?)?;
         let from = call::queue(&query)?;
         let wrong = |detail: &'static str| Problem::new(&codes::INVALID_FIELD, detail);
         let to = head.field("x-bury").and_then(Queue::parse).ok_or_else(|| wrong("X-Bury is retry or dead"))?;
@@ -69,7 +68,7 @@ impl Bury {
         let queue = Arc::from(to.topic(&topic, &group_id));
         let at = BuryAt { partition: at.partition, offset: at.offset, queue, body: None, delay };
         let body_bytes_max = ctx.config.borrow().publish.message_bytes_max;
-        Ok(Self { key: call::key(&topic, &group_id, from), body: Bytes::new(), body_bytes_max, at })
+        Ok(Self { key: call::key(topic, group_id, from), body: Bytes::new(), body_bytes_max, at })
     }
 
     pub async fn run(mut self, ctx: &Rc<Context>) -> Result<Answer, Problem> {
@@ -146,7 +145,7 @@ async fn copy(
     body: Option<Bytes>,
     delay: Option<Duration>,
 ) -> Result<(), Problem> {
-    let data = ctx.data.as_ref().ok_or_else(reply::unknown_topic)?;
+    let data = ctx.plane()?;
     let topic = shadow_topic(ctx, queue).await?;
     let message = &burial.message;
     let mut headers: Vec<Header> = message.headers().iter().filter(|(name, _)| name != DUE_HEADER).cloned().collect();

@@ -3,7 +3,7 @@
 //! They are planned from the head, get their body, and run on a core with a data plane: the management thread, which has none, hands
 //! them to one. So a [`Call`] and its [`Answer`] are `Send`, and know no connection.
 
-use std::{rc::Rc, time::Duration};
+use std::{rc::Rc, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use serde_json::{Value, json};
@@ -124,16 +124,16 @@ impl Call {
 }
 
 /// The topic a path names, in Kafka's words.
-pub fn topic(parts: [&[u8]; 3]) -> Result<String, Problem> {
+pub fn topic(parts: [&[u8]; 3]) -> Result<Arc<str>, Problem> {
     let owner = super::admit::name("appid", parts[0])?;
     let (topic, ver) = super::admit::topic_names(parts[1], parts[2])?;
-    Ok(names::with_kafka_topic(owner, topic, ver, str::to_owned))
+    Ok(names::with_kafka_topic(owner, topic, ver, |name| Arc::from(name)))
 }
 
 /// The reader's group, in Kafka's words.
-pub fn group_id(reader: &str, group: &[u8]) -> Result<String, Problem> {
+pub fn group_id(reader: &str, group: &[u8]) -> Result<Arc<str>, Problem> {
     let group = super::admit::name("group", group)?;
-    Ok(names::with_kafka_group(reader, group, str::to_owned))
+    Ok(names::with_kafka_group(reader, group, |name| Arc::from(name)))
 }
 
 /// The queue `q=` names: the topic itself where it is left out.
@@ -145,11 +145,12 @@ pub fn queue(query: &Query<'_>) -> Result<Option<Queue>, Problem> {
 }
 
 /// The key of a group on a topic, or on one of its shadow queues.
-pub fn key(topic: &str, group_id: &str, queue: Option<Queue>) -> GroupKey {
-    match queue {
-        None => home::key(topic, group_id),
-        Some(queue) => home::key(&queue.topic(topic, group_id), group_id),
-    }
+pub fn key(topic: Arc<str>, group_id: Arc<str>, queue: Option<Queue>) -> GroupKey {
+    let topic = match queue {
+        None => topic,
+        Some(queue) => Arc::from(queue.topic(&topic, &group_id)),
+    };
+    GroupKey { topic, group_id }
 }
 
 /// What a group that has no shadow queues is told.

@@ -166,6 +166,11 @@ impl Context {
         Rc::clone(&self.config.borrow())
     }
 
+    /// The data plane; the control thread has none, and so no topic.
+    pub fn plane(&self) -> Result<&DataPlane, Problem> {
+        self.data.as_ref().ok_or_else(reply::unknown_topic)
+    }
+
     pub fn drain_phase(&self) -> DrainPhase {
         self.drain.get()
     }
@@ -208,7 +213,7 @@ impl Context {
 
     /// The topic, if it exists: from this core's snapshot, else by asking the store once.
     pub async fn find_topic(self: &Rc<Self>, name: &str, create: bool) -> Result<Rc<Topic>, Problem> {
-        let data = self.data.as_ref().ok_or_else(reply::unknown_topic)?;
+        let data = self.plane()?;
         if let Some(topic) = data.topics.get(name) {
             return Ok(topic);
         }

@@ -4,7 +4,7 @@
 //! Invariants: only the home touches a group; a home that stays silent past the wait is an error for who asked, never a hang; what is
 //! owned by another gateway is asked of that one, once ([`super::owners`]). Per core.
 
-use std::{rc::Rc, sync::Arc, time::Duration};
+use std::{rc::Rc, time::Duration};
 
 use futures_channel::oneshot;
 
@@ -105,7 +105,7 @@ async fn fetch_here(ctx: &Rc<Context>, key: &GroupKey, request: &FetchRequest) -
 }
 
 fn open(ctx: &Rc<Context>, key: &GroupKey, request: &FetchRequest) -> Result<Rc<Group>, Problem> {
-    let data = ctx.data.as_ref().ok_or_else(reply::unknown_topic)?;
+    let data = ctx.plane()?;
     let groups_max = ctx.config.borrow().subscribe.groups_max.div_ceil(ctx.mesh.shards());
     let known = data.topics.get(&key.topic).map_or(request.partitions, |topic| topic.partitions.get());
     let begin = Begin { reset: request.reset, partitions: known.min(request.partitions) };
@@ -179,7 +179,7 @@ pub async fn ask(ctx: &Rc<Context>, key: &GroupKey, op: Op, is_from_peer: bool) 
 
 /// Acts on this core, the group's home.
 pub async fn serve(ctx: &Rc<Context>, key: &GroupKey, op: Op, is_from_peer: bool) -> Result<Done, Problem> {
-    let data = ctx.data.as_ref().ok_or_else(reply::unknown_topic)?;
+    let data = ctx.plane()?;
     let group = data.groups.get(key);
     match op {
         Op::Fetch(_) => Err(Problem::new(&codes::INTERNAL, "reads have a frame of their own")),
@@ -292,9 +292,4 @@ async fn ask_core<T>(
 pub async fn call(ctx: &Context, key: &GroupKey, call: super::call::Call) -> Result<super::call::Answer, Problem> {
     let patience = call.patience() + MESH_GRACE;
     ask_core(ctx, of(ctx, key), patience, |answer| Frame::Call { call, answer }).await
-}
-
-/// Names of a group, as a key.
-pub fn key(topic: &str, group_id: &str) -> GroupKey {
-    GroupKey { topic: Arc::from(topic), group_id: Arc::from(group_id) }
 }

@@ -115,7 +115,7 @@ pub fn may_ask(ctx: &Context) -> bool {
 
 /// The group's members, by a look that is at most `age_max` old.
 pub async fn look(ctx: &Rc<Context>, key: &GroupKey, age_max: Duration) -> Result<Rc<Whereabouts>, Problem> {
-    let data = ctx.data.as_ref().ok_or_else(reply::unknown_topic)?;
+    let data = ctx.plane()?;
     let look = data.looks.of(key);
     let wanted = Instant::now().checked_sub(age_max.max(LOOK_SPACING));
     loop {
@@ -141,7 +141,7 @@ pub async fn look(ctx: &Rc<Context>, key: &GroupKey, age_max: Duration) -> Resul
 }
 
 async fn look_now(ctx: &Rc<Context>, key: &GroupKey) -> Result<Rc<Whereabouts>, Problem> {
-    let data = ctx.data.as_ref().ok_or_else(reply::unknown_topic)?;
+    let data = ctx.plane()?;
     ctx.metrics.cells.group_looks.add(1);
     let info = data.backend.describe_group(&key.topic, &key.group_id).await.map_err(reply::admin_failed)?;
     let members = info.members.into_iter().map(|member| (owner(ctx, &member.client_id), member));
@@ -264,7 +264,7 @@ async fn fetch_from(
     request: &FetchRequest,
     wait: Duration,
 ) -> Result<Lease, Problem> {
-    let data = ctx.data.as_ref().ok_or_else(reply::unknown_topic)?;
+    let data = ctx.plane()?;
     let _place = data.peers.place(ctx)?;
     let auto = LeaseSpec { term: AUTO_TERM, deliveries_max: None, stream: None, is_auto: true };
     let lease = request.spec.lease.unwrap_or(auto);
@@ -325,7 +325,7 @@ pub async fn move_to(
     moves: Vec<(Partition, Offset)>,
     is_from_peer: bool,
 ) -> Result<Vec<Acked>, Problem> {
-    let data = ctx.data.as_ref().ok_or_else(reply::unknown_topic)?;
+    let data = ctx.plane()?;
     let mut moved = vec![Acked::NotOwned; moves.len()];
     let mut finder = Finder::new(ctx, key);
     loop {
@@ -410,7 +410,7 @@ impl<'a> Finder<'a> {
     }
 
     async fn call(&self, addr: &Arc<str>, op: &Op) -> Result<Done, Problem> {
-        let data = self.ctx.data.as_ref().ok_or_else(reply::unknown_topic)?;
+        let data = self.ctx.plane()?;
         let mut answer = data.peers.call(self.ctx, addr, self.key, op, OP_WITHIN).await;
         if answer.as_ref().is_err_and(|problem| *problem.code == codes::PEER_UNREACHABLE) {
             self.rest().await;

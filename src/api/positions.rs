@@ -6,6 +6,7 @@
 
 use std::{
     rc::Rc,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -59,20 +60,20 @@ impl Move {
         let (topic, group_id) = (call::topic(parts)?, call::group_id(reader, group)?);
         let allowed: &[&str] = if partition.is_some() { &["offset", "q"] } else { &["time", "q"] };
         let query = Query::parse(head.query, allowed)?;
-        let missing = |name: &str| Problem::new(&codes::MISSING_PARAMETER, format!("{name}= is required"));
         let to = if let Some(text) = partition {
             let number = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()).filter(|p| *p >= 0);
             let partition = number.ok_or_else(|| invalid("partition", text, "a partition number"))?;
-            let offset = query.number("offset", 0..=999_999_999_999_999_999)?.ok_or_else(|| missing("offset"))?;
+            let offset =
+                query.number("offset", 0..=999_999_999_999_999_999)?.ok_or_else(|| query::missing("offset"))?;
             To::Offset(partition, offset)
         } else {
-            To::Place(place(query.get("time").ok_or_else(|| missing("time"))?)?)
+            To::Place(place(query.required("time")?)?)
         };
-        Ok(Self { key: call::key(&topic, &group_id, call::queue(&query)?), to })
+        Ok(Self { key: call::key(topic, group_id, call::queue(&query)?), to })
     }
 
     pub async fn run(self, ctx: &Rc<Context>) -> Result<Answer, Problem> {
-        let data = ctx.data.as_ref().ok_or_else(reply::unknown_topic)?;
+        let data = ctx.plane()?;
         let topic = bury::shadow_or_topic(ctx, &self.key.topic).await?;
         let moves = match self.to {
             To::Place(at) => data.backend.offsets_at(&topic, at).await.map_err(reply::admin_failed)?,
@@ -101,15 +102,24 @@ impl Move {
 }
 
 async fn ends(ctx: &Rc<Context>, topic: &Topic, partition: Partition) -> Result<(Offset, Offset), Problem> {
-    let data = ctx.data.as_ref().ok_or_else(reply::unknown_topic)?;
-    if !(0..topic.partitions.get()).contains(&partition) {
-        let detail = format!("the topic has {} partitions", topic.partitions.get());
-        return Err(Problem::new(&codes::PARTITION_OUT_OF_RANGE, detail));
-    }
+    let data = ctx.plane()?;
+    check_partition(topic, partition)?;
     let marks = data.backend.watermarks(topic).await.map_err(reply::admin_failed)?;
     let mark = marks.iter().find(|mark| mark.partition == partition);
-    let mark = mark.ok_or_else(|| Problem::new(&codes::UNAVAILABLE, "the partition has no leader"))?;
+    let mark = mark.ok_or_else(no_leader)?;
     Ok((mark.oldest, mark.latest))
+}
+
+fn check_partition(topic: &Topic, partition: Partition) -> Result<(), Problem> {
+    let count = topic.partitions.get();
+    if (0..count).contains(&partition) {
+        return Ok(());
+    }
+    Err(Problem::new(&codes::PARTITION_OUT_OF_RANGE, format!("the topic has {count} partitions")))
+}
+
+fn no_leader() -> Problem {
+    Problem::new(&codes::UNAVAILABLE, "the partition has no leader")
 }
 
 fn place(text: &[u8]) -> Result<At, Problem> {
@@ -139,11 +149,11 @@ impl Forget {
     pub fn plan(head: &Head<'_>, reader: &str, parts: [&[u8]; 3], group: &[u8]) -> Result<Self, Problem> {
         let (topic, group_id) = (call::topic(parts)?, call::group_id(reader, group)?);
         let query = Query::parse(head.query, &["q"])?;
-        Ok(Self { key: call::key(&topic, &group_id, call::queue(&query)?) })
+        Ok(Self { key: call::key(topic, group_id, call::queue(&query)?) })
     }
 
     pub async fn run(self, ctx: &Rc<Context>) -> Result<Answer, Problem> {
-        let data = ctx.data.as_ref().ok_or_else(reply::unknown_topic)?;
+        let data = ctx.plane()?;
         let topic = bury::shadow_or_topic(ctx, &self.key.topic).await?;
         // Gateways stay members for a while after their last client; that is no reader.
         let Done::Released { has_readers } = home::ask(ctx, &self.key, Op::Release, false).await? else {
@@ -181,18 +191,21 @@ impl Peek {
         let count = query.number("n", 1..=peek_max)?.unwrap_or(1);
         let partition = query.number("partition", 0..=i64::from(i32::MAX))?.and_then(|p| i32::try_from(p).ok());
         let offset = query.number("offset", 0..=999_999_999_999_999_999)?;
-        let key = home::key(&topic, "");
+        let key = call::key(topic, Arc::default(), None);
         Ok(Self { key, messages_max: usize::try_from(count).unwrap_or(1), partition, offset })
     }
 
     /// From `offset` on, or else the newest.
     pub async fn run(self, ctx: &Rc<Context>) -> Result<Answer, Problem> {
-        let data = ctx.data.as_ref().ok_or_else(reply::unknown_topic)?;
+        let data = ctx.plane()?;
         let topic = ctx.find_topic(&self.key.topic, false).await?;
         if let Some(partition) = self.partition {
-            ends(ctx, &topic, partition).await?;
+            check_partition(&topic, partition)?;
         }
         let marks = data.backend.watermarks(&topic).await.map_err(reply::admin_failed)?;
+        if self.partition.is_some_and(|partition| marks.iter().all(|mark| mark.partition != partition)) {
+            return Err(no_leader());
+        }
         let wanted = marks.iter().filter(|mark| self.partition.is_none_or(|partition| partition == mark.partition));
         let back = Offset::try_from(self.messages_max).unwrap_or(Offset::MAX);
         let from: Vec<(Partition, Offset)> = wanted

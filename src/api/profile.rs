@@ -31,9 +31,7 @@ pub struct Asked {
 impl Asked {
     pub fn plan(ctx: &Context, head: &Head<'_>) -> Result<Self, Problem> {
         let query = Query::parse(head.query, PARAMETERS)?;
-        let shard = query
-            .number("shard", 0..=i64::from(u16::MAX))?
-            .ok_or_else(|| Problem::new(&codes::MISSING_PARAMETER, "shard= is required"))?;
+        let shard = query.number("shard", 0..=i64::from(u16::MAX))?.ok_or_else(|| super::query::missing("shard"))?;
         let seconds = query.number("seconds", 1..=SECONDS_MAX)?.unwrap_or(SECONDS_DEFAULT);
         let is_drawn = match query.get("format") {
             None => head.field("accept").is_some_and(|accept| accept.starts_with(b"image/svg+xml")),

@@ -124,7 +124,7 @@ impl Publish {
         stamp: &Stamp,
         timing: &mut Option<Timing>,
     ) -> Result<Reply, Problem> {
-        let data = ctx.data.as_ref().ok_or_else(reply::unknown_topic)?;
+        let data = ctx.plane()?;
         let bytes = self.record.value.len();
         if bytes == 0 {
             return Err(Problem::new(&codes::EMPTY_MESSAGE, "a message has at least one byte"));

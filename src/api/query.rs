@@ -45,6 +45,11 @@ impl<'a> Query<'a> {
         self.pairs.iter().find(|(n, _)| *n == name.as_bytes()).map(|(_, value)| *value)
     }
 
+    /// The value of a parameter that has to be there.
+    pub fn required(&self, name: &'static str) -> Result<&'a [u8], Problem> {
+        self.get(name).ok_or_else(|| missing(name))
+    }
+
     /// A whole number within `range`.
     pub fn number(&self, name: &str, range: std::ops::RangeInclusive<i64>) -> Result<Option<i64>, Problem> {
         let Some(text) = self.get(name) else { return Ok(None) };
@@ -78,6 +83,11 @@ impl<'a> Query<'a> {
             )),
         }
     }
+}
+
+/// The problem of a parameter that has to be there.
+pub fn missing(name: &str) -> Problem {
+    Problem::new(&codes::MISSING_PARAMETER, format!("{name}= is required"))
 }
 
 /// The problem of a value that is not of its form.

@@ -4,7 +4,7 @@
 //! know of their clients. Groups that nobody reads are there too, as long as they have something committed. Made anew for each request;
 //! how many groups one request looks at is bounded.
 
-use std::{collections::HashMap, rc::Rc};
+use std::{collections::HashMap, rc::Rc, sync::Arc};
 
 use serde_json::{Value, json};
 
@@ -39,18 +39,18 @@ impl Readers {
         let topic = call::topic(parts)?;
         let query = Query::parse(head.query, &["group"])?;
         let group_id = query.get("group").map(|group| call::group_id(reader, group)).transpose()?;
-        Ok(Self { key: home::key(&topic, &group_id.unwrap_or_default()), reader: Some(reader.to_owned()) })
+        Ok(Self { key: call::key(topic, group_id.unwrap_or_default(), None), reader: Some(reader.to_owned()) })
     }
 
     /// The owner asks for all.
     pub fn of_owner(head: &Head<'_>, owner: &str, topic: &[u8], ver: &[u8]) -> Result<Self, Problem> {
         let topic = call::topic([owner.as_bytes(), topic, ver])?;
         Query::parse(head.query, &[])?;
-        Ok(Self { key: home::key(&topic, ""), reader: None })
+        Ok(Self { key: call::key(topic, Arc::default(), None), reader: None })
     }
 
     pub async fn run(self, ctx: &Rc<Context>) -> Result<Answer, Problem> {
-        let data = ctx.data.as_ref().ok_or_else(reply::unknown_topic)?;
+        let data = ctx.plane()?;
         let topic = ctx.find_topic(&self.key.topic, false).await?;
         let marks = data.backend.watermarks(&topic).await.map_err(reply::admin_failed)?;
         let groups = if self.key.group_id.is_empty() {
@@ -83,10 +83,10 @@ async fn rows_of(
     marks: &[Watermarks],
     group_id: &str,
 ) -> Result<Vec<Value>, Problem> {
-    let data = ctx.data.as_ref().ok_or_else(reply::unknown_topic)?;
+    let data = ctx.plane()?;
     let committed: HashMap<Partition, Offset> =
         data.backend.committed(topic, group_id).await.map_err(reply::admin_failed)?.into_iter().collect();
-    let key = home::key(&topic.name, group_id);
+    let key = call::key(Arc::from(&*topic.name), Arc::from(group_id), None);
     let seats = seats(ctx, &key).await?;
     if committed.is_empty() && seats.is_empty() {
         return Ok(Vec::new());

@@ -5,6 +5,7 @@
 //! the cursor, unless somebody else reads it, who would get again what he had.
 
 use std::{
+    collections::HashMap,
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -52,14 +53,18 @@ pub async fn resume(
         }
         glommio::timer::sleep(ALONE_STEP).await;
     };
-    let data = ctx.data.as_ref().ok_or_else(reply::unknown_topic)?;
-    let committed = data.backend.committed(topic, &key.group_id).await.map_err(reply::admin_failed)?;
-    let end_of = |partition: Partition| {
-        let owned = known.iter().find(|reader| reader.partition == partition).map(|reader| reader.end);
-        owned.or_else(|| committed.iter().find(|(known, _)| *known == partition).map(|(_, end)| *end))
-    };
-    let back = cursor.filter(|(partition, next)| end_of(*partition).is_some_and(|end| *next < end));
-    let back: Vec<_> = back.collect();
+    let data = ctx.plane()?;
+    let mut ends: HashMap<Partition, Offset> = known.iter().map(|reader| (reader.partition, reader.end)).collect();
+    let cursor: Vec<_> = cursor.collect();
+    // Asking Kafka takes a client of its own: only for what no gateway knows.
+    if cursor.iter().any(|(partition, _)| !ends.contains_key(partition)) {
+        let committed = data.backend.committed(topic, &key.group_id).await.map_err(reply::admin_failed)?;
+        for (partition, end) in committed {
+            ends.entry(partition).or_insert(end);
+        }
+    }
+    let is_behind = |(partition, next): &(Partition, Offset)| ends.get(partition).is_some_and(|end| next < end);
+    let back: Vec<_> = cursor.into_iter().filter(is_behind).collect();
     if !back.is_empty() {
         home::ask(ctx, key, Op::Move(back), false).await?;
     }

@@ -52,11 +52,11 @@ impl Shadow {
             let detail = format!("the shadow queues' names have {longest} characters, Kafka takes 249");
             return Err(Problem::new(&codes::TOPIC_NAME_TOO_LONG, detail));
         }
-        Ok(Self { key: home::key(&topic, &group_id) })
+        Ok(Self { key: call::key(topic, group_id, None) })
     }
 
     pub async fn run(self, ctx: &Rc<Context>) -> Result<Answer, Problem> {
-        let data = ctx.data.as_ref().ok_or_else(reply::unknown_topic)?;
+        let data = ctx.plane()?;
         let topic = ctx.find_topic(&self.key.topic, data.backend.makes_topics()).await?;
         let replicas = ctx.config.borrow().topics.replicas;
         let partitions = topic.partitions.get();
@@ -88,7 +88,7 @@ impl Redrive {
         let (topic, group_id) = (call::topic(parts)?, call::group_id(reader, group)?);
         Query::parse(head.query, &[])?;
         let retry = Arc::from(Queue::Retry.topic(&topic, &group_id));
-        Ok(Self { key: call::key(&topic, &group_id, Some(Queue::Dead)), retry })
+        Ok(Self { key: call::key(topic, group_id, Some(Queue::Dead)), retry })
     }
 
     pub async fn run(self, ctx: &Rc<Context>) -> Result<Answer, Problem> {

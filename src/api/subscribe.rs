@@ -70,11 +70,9 @@ impl Subscribe {
         client: Option<IpAddr>,
         parts: [&[u8]; 3],
     ) -> Result<Self, Problem> {
-        let owner = super::admit::name("appid", parts[0])?;
-        let (topic, ver) = super::admit::topic_names(parts[1], parts[2])?;
+        let topic = call::topic(parts)?;
         let query = Query::parse(head.query, PARAMETERS)?;
-        let group = query.get("group").ok_or_else(|| Problem::new(&codes::MISSING_PARAMETER, "group= is required"))?;
-        let group = super::admit::name("group", group)?;
+        let group_id = call::group_id(reader, query.required("group")?)?;
         let is_stream = query.flag("stream")?;
         let batch_max = i64::try_from(limits::BATCH_MESSAGES_MAX).unwrap_or(i64::MAX);
         let batch = query.number("batch", 1..=batch_max)?.unwrap_or(if is_stream { STREAM_BATCH } else { 1 });
@@ -97,16 +95,9 @@ impl Subscribe {
             client,
             with_ends: is_stream && format == Format::Sse,
         };
-        let key = GroupKey {
-            topic: names::with_kafka_topic(owner, topic, ver, |name| Arc::from(name)),
-            group_id: names::with_kafka_group(reader, group, |name| Arc::from(name)),
-        };
         let has_limit = spec.lease.is_some_and(|lease| lease.deliveries_max.is_some());
-        let dead_queue = has_limit.then(|| Queue::Dead.topic(&key.topic, &key.group_id));
-        let key = match queue {
-            None => key,
-            Some(queue) => call::key(&key.topic, &key.group_id, Some(queue)),
-        };
+        let dead_queue = has_limit.then(|| Queue::Dead.topic(&topic, &group_id));
+        let key = call::key(topic, group_id, queue);
         let (ack, is_single) = (ack::by_fields(head, query.flag("next")?)?, batch == 1 && !is_stream);
         Ok(Self { key, reset, spec, format, ack, cursor: cursor(head, format)?, is_stream, is_single, dead_queue })
     }
@@ -140,12 +131,12 @@ impl Subscribe {
 
 /// Where an event stream that was cut is to go on.
 fn cursor(head: &Head<'_>, format: Format) -> Result<Option<Vec<(Partition, Offset)>>, Problem> {
-    match head.field("last-event-id") {
-        Some(text) if format == Format::Sse && !text.is_empty() => format::parse_cursor(text)
-            .map(Some)
-            .ok_or_else(|| Problem::new(&codes::INVALID_FIELD, "Last-Event-ID is not an id of ours")),
-        _ => Ok(None),
+    if format != Format::Sse {
+        return Ok(None);
     }
+    let Some(text) = head.field("last-event-id").filter(|text| !text.is_empty()) else { return Ok(None) };
+    let wrong = || Problem::new(&codes::INVALID_FIELD, "Last-Event-ID is not an id of ours");
+    format::parse_cursor(text).map(Some).ok_or_else(wrong)
 }
 
 /// A group read without end.

@@ -380,13 +380,7 @@ mod tests {
     /// Random interleavings of deliver, skip, ack and give back against a plain model.
     #[test]
     fn the_end_never_passes_an_unacknowledged_message() {
-        let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
-        let mut random = move |below: u64| {
-            seed ^= seed << 13;
-            seed ^= seed >> 7;
-            seed ^= seed << 17;
-            seed % below
-        };
+        let mut random = crate::store::random();
         for _ in 0..200 {
             let mut table = LeaseTable::new(0);
             let (mut next, mut lease) = (0_i64, 0_u64);

@@ -305,3 +305,15 @@ pub trait Store {
     /// Messages and bytes waiting in producers of this core.
     fn queued(&self) -> (u64, u64);
 }
+
+/// Numbers below what is asked, the same in every run: for tests against a model.
+#[cfg(test)]
+fn random() -> impl FnMut(u64) -> u64 {
+    let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+    move |below| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed % below
+    }
+}

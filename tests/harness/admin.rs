@@ -232,15 +232,20 @@ impl Admin {
         members
     }
 
-    /// Produces records with everything Kafka can hold, in order, to one partition.
-    pub fn produce_records(&self, topic: &str, partition: i32, records: &[Raw]) {
-        let producer: BaseProducer = ClientConfig::new()
+    /// A producer that loses and repeats nothing, with one option more.
+    fn producer(&self, option: &str, value: &str) -> BaseProducer {
+        ClientConfig::new()
             .set("bootstrap.servers", &self.brokers)
             .set("enable.idempotence", "true")
-            .set("message.max.bytes", "20000000")
+            .set(option, value)
             .set("log_level", "0")
             .create()
-            .expect("the configuration is valid");
+            .expect("the configuration is valid")
+    }
+
+    /// Produces records with everything Kafka can hold, in order, to one partition.
+    pub fn produce_records(&self, topic: &str, partition: i32, records: &[Raw]) {
+        let producer = self.producer("message.max.bytes", "20000000");
         for raw in records {
             let mut headers = OwnedHeaders::new();
             for (name, value) in &raw.headers {
@@ -255,13 +260,7 @@ impl Admin {
 
     /// Produces numbered messages of `len` bytes, `per_second` of them, round-robin over `partitions`, until `is_over`; gives how many.
     pub fn produce_paced(&self, topic: &str, partitions: i32, pace: Pace, is_over: &AtomicBool) -> u64 {
-        let producer: BaseProducer = ClientConfig::new()
-            .set("bootstrap.servers", &self.brokers)
-            .set("enable.idempotence", "true")
-            .set("linger.ms", "5")
-            .set("log_level", "0")
-            .create()
-            .expect("the configuration is valid");
+        let producer = self.producer("linger.ms", "5");
         let began = Instant::now();
         let mut count = 0;
         while !is_over.load(Ordering::Relaxed) {
@@ -270,11 +269,7 @@ impl Admin {
                 let mut payload = count.to_string().into_bytes();
                 payload.resize(pace.bytes, b' ');
                 let partition = i32::try_from(count % u64::try_from(partitions).expect("positive")).expect("few");
-                let mut record = BaseRecord::<(), _>::to(topic).payload(&payload).partition(partition);
-                while let Err((_, back)) = producer.send(record) {
-                    record = back;
-                    producer.poll(Duration::from_millis(5));
-                }
+                send(&producer, topic, partition, &payload);
                 count += 1;
             }
             producer.poll(Duration::from_millis(5));
@@ -285,21 +280,20 @@ impl Admin {
 
     /// Produces `payloads` without the gateway, spread round-robin over `partitions`, and waits until all are stored.
     pub fn produce(&self, topic: &str, partitions: i32, payloads: impl IntoIterator<Item = Vec<u8>>) {
-        let producer: BaseProducer = ClientConfig::new()
-            .set("bootstrap.servers", &self.brokers)
-            .set("enable.idempotence", "true")
-            .set("linger.ms", "5")
-            .set("log_level", "0")
-            .create()
-            .expect("the configuration is valid");
+        let producer = self.producer("linger.ms", "5");
         for (payload, partition) in payloads.into_iter().zip((0..partitions).cycle()) {
-            let mut record = BaseRecord::<(), _>::to(topic).payload(&payload).partition(partition);
-            while let Err((_, back)) = producer.send(record) {
-                record = back;
-                producer.poll(Duration::from_millis(5));
-            }
+            send(&producer, topic, partition, &payload);
         }
         producer.flush(Duration::from_secs(30)).expect("all of it is stored");
+    }
+}
+
+/// Queues a message, as soon as there is room for it.
+fn send(producer: &BaseProducer, topic: &str, partition: i32, payload: &[u8]) {
+    let mut record = BaseRecord::<(), _>::to(topic).payload(payload).partition(partition);
+    while let Err((_, back)) = producer.send(record) {
+        record = back;
+        producer.poll(Duration::from_millis(5));
     }
 }
 

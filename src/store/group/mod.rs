@@ -172,7 +172,6 @@ pub struct Group {
     used_at: Cell<Instant>,
     /// Messages that were delivered often enough.
     worn: RefCell<Vec<Burial>>,
-    expired: Cell<u64>,
     /// Rung when clients want messages, when ends moved, and at closing: the source's pump waits on it.
     pub bell: Notify,
     /// Rung when partitions came or went.
@@ -232,7 +231,6 @@ impl Group {
             fetching: Cell::new(0),
             used_at: Cell::new(Instant::now()),
             worn: RefCell::default(),
-            expired: Cell::new(0),
             bell: Notify::default(),
             changed: Notify::default(),
         })
@@ -450,13 +448,11 @@ impl Group {
 
     /// Ends the leases whose time is over: their messages come again. Delayed messages whose time has come are there from now on.
     pub fn expire(&self, now: Instant) {
-        let (mut expired, mut woken) = (0, 0);
+        let mut changed = 0;
         for part in &mut *self.parts.borrow_mut() {
-            expired += part.expire(now, &mut self.worn.borrow_mut());
-            woken += part.wake_delayed();
+            changed += part.expire(now, &mut self.worn.borrow_mut()) + part.wake_delayed();
         }
-        self.expired.set(self.expired.get() + expired as u64);
-        if expired + woken > 0 {
+        if changed > 0 {
             self.wake_first();
         }
     }

@@ -187,13 +187,7 @@ enum Fate {
 #[test]
 fn nothing_is_lost_and_nothing_unacknowledged_is_committed() {
     const MESSAGES: Offset = 60;
-    let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut random = move |below: u64| {
-        seed ^= seed << 13;
-        seed ^= seed >> 7;
-        seed ^= seed << 17;
-        seed % below
-    };
+    let mut random = crate::store::random();
     for _ in 0..400 {
         let budget = budget();
         let mut now = Instant::now();

@@ -226,8 +226,8 @@ fn announce(config: &Config) {
     if let Some(after) = config.test.break_clients {
         tracing::warn!(?after, "test.break_clients_ms: every Kafka client fails for good");
     }
-    if let Some(after) = config.test.deaf_consumers {
-        tracing::warn!(?after, "test.deaf_consumers_ms: the first consumer of every group gives no more messages");
+    if let Some(after) = config.test.deaf_after {
+        tracing::warn!(after, "test.deaf_after_messages: the first consumer of every group gives no more than that");
     }
     if let Some(topic) = &config.test.panic_topic {
         tracing::warn!(topic, "test.panic_topic: requests for it panic");

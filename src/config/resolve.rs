@@ -215,8 +215,8 @@ pub struct TestConfig {
     pub answer_before_report: bool,
     /// `test.break_clients_ms`: a Kafka client fails for good so long after it was made; `None` = never.
     pub break_clients: Option<Duration>,
-    /// `test.deaf_consumers_ms`: the first consumer of a group gives nothing any more so long after it was made; `None` = never.
-    pub deaf_consumers: Option<Duration>,
+    /// `test.deaf_after_messages`: the first consumer of a group gives so many messages and no more; `None` = all.
+    pub deaf_after: Option<usize>,
     /// `test.panic_topic`: the request that looks it up panics.
     pub panic_topic: Option<String>,
 }
@@ -269,7 +269,7 @@ impl Config {
             test: TestConfig {
                 answer_before_report: written.bool("test.answer_before_report"),
                 break_clients: Some(millis(written, "test.break_clients_ms")).filter(|after| !after.is_zero()),
-                deaf_consumers: Some(millis(written, "test.deaf_consumers_ms")).filter(|after| !after.is_zero()),
+                deaf_after: Some(size(written, "test.deaf_after_messages")).filter(|after| *after > 0),
                 panic_topic: Some(written.text("test.panic_topic")).filter(|name| !name.is_empty()).map(str::to_owned),
             },
         })

@@ -505,10 +505,10 @@ pub const KEYS: &[Key] = &[
         hot: false,
     },
     Key {
-        path: "test.deaf_consumers_ms",
-        kind: Kind::Int { min: 0, max: 3_600_000 },
+        path: "test.deaf_after_messages",
+        kind: Kind::Int { min: 0, max: 1_000_000 },
         default: Preset::Int(0),
-        doc: "Milliseconds after which the first consumer of each group gives no more messages; 0: never.",
+        doc: "Messages after which the first consumer of each group gives no more; 0: never.",
         hot: false,
     },
     Key {

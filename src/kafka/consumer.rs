@@ -93,11 +93,11 @@ impl Member {
     }
 
     async fn run(self: Rc<Self>) {
-        let mut deaf_after = self.around.config.test.deaf_consumers;
+        let mut deaf_after = self.around.config.test.deaf_after;
         while let Some((client, hear)) = self.connect().await {
             super::break_later(&self.around.config, &client);
             let Some(mut pump) = Pump::new(Rc::clone(&self), client) else { break };
-            pump.deaf_from = deaf_after.take().map(|after| Instant::now() + after);
+            pump.deaf_after = deaf_after.take();
             let ringer = glommio::spawn_local(ring(Rc::clone(&self.group), hear));
             let is_closed = pump.run().await;
             drop(ringer);

@@ -21,9 +21,8 @@ impl Pump {
     /// One bounded step of messages. Gives whether there may be more that are wanted.
     pub(super) fn fetch_some(&mut self) -> bool {
         let group = Rc::clone(&self.member.group);
-        let demand = group.demand().min(limits::LOOP_ITEMS_MAX);
-        let is_deaf = self.deaf_from.is_some_and(|from| Instant::now() >= from);
-        if demand == 0 || is_deaf {
+        let demand = group.demand().min(limits::LOOP_ITEMS_MAX).min(self.deaf_after.unwrap_or(usize::MAX));
+        if demand == 0 {
             return false;
         }
         let count = self.parts.len();
@@ -47,6 +46,7 @@ impl Pump {
         if count > 0 {
             self.turn = (self.turn + 1) % count;
         }
+        self.deaf_after = self.deaf_after.map(|left| left - taken);
         if taken > 0 {
             self.heard();
             group.wake_first();

@@ -80,8 +80,8 @@ pub(super) struct Pump {
     is_broken: bool,
     /// The group is stuck: it leaves, and joins anew by another client.
     is_stuck: bool,
-    /// From then on it gives no messages (`test.deaf_consumers_ms`).
-    pub(in crate::kafka) deaf_from: Option<Instant>,
+    /// Messages it still gives (`test.deaf_after_messages`).
+    pub(in crate::kafka) deaf_after: Option<usize>,
 }
 
 impl Pump {
@@ -107,7 +107,7 @@ impl Pump {
             fault_until: None,
             is_broken: false,
             is_stuck: false,
-            deaf_from: None,
+            deaf_after: None,
         })
     }
 

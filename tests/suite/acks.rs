@@ -249,6 +249,15 @@ fn cut_client_gives_back(stage: &Stage) {
     client.read_raw(100).expect("the answer begins");
     client.reset();
     let cut = Instant::now();
+    // A reader that comes before the gateway has noticed would be given what is new first.
+    wait_until(Duration::from_secs(10), "the lease ends with its client", || {
+        let status = stage.gateway.status();
+        let of_group = |what: &str| -> u64 {
+            let partitions = status["groups"][0]["partitions"].as_array().expect("the group is open");
+            partitions.iter().filter_map(|partition| partition[what].as_u64()).sum()
+        };
+        of_group("leased") == 0 && of_group("returned") > 0
+    });
     let mut again = Vec::new();
     wait_until(Duration::from_secs(10), "what the client had comes again", || {
         let request = stage.topic.read("g", &format!("ack=1&lease=10m&batch={COUNT}&wait=1s"));

@@ -135,10 +135,11 @@ fn outcome_of_code(code: &Code) -> usize {
 enum Action {
     Refuse(Problem),
     Publish(Publish),
-    Subscribe(Subscribe),
+    /// On the heap, as what is rarer still: a plan moves several times, and every publish would move the room for the largest.
+    Subscribe(Box<Subscribe>),
     Manage(Manage),
     Profile(profile::Asked),
-    Call(Call),
+    Call(Box<Call>),
     Peer(peer::Asked),
 }
 
@@ -202,9 +203,10 @@ fn route(ctx: &Rc<Context>, head: &Head<'_>, Arrival { roles, client }: Arrival)
                 check_method(head, &[Method::Get, Method::Put], "GET, PUT")?;
                 let (reader, parts) = (admit::appid(head)?, [*appid, *topic, *ver]);
                 if head.method == Method::Put {
-                    return Bury::plan(ctx, head, reader, parts).map(|bury| Action::Call(Call::Bury(bury)));
+                    return Bury::plan(ctx, head, reader, parts).map(|bury| Action::Call(Box::new(Call::Bury(bury))));
                 }
-                Subscribe::plan(ctx, head, reader, client, parts).map(Action::Subscribe)
+                Subscribe::plan(ctx, head, reader, client, parts)
+                    .map(|subscribe| Action::Subscribe(Box::new(subscribe)))
             };
             (if head.method == Method::Put { Route::Bury } else { Route::Subscribe }, planned())
         }
@@ -225,7 +227,7 @@ fn group_route(ctx: &Rc<Context>, head: &Head<'_>, roles: Roles, segments: &[&[u
     let call = |route, method, allow, plan: &dyn Fn(&str) -> Result<Call, Problem>| {
         let planned = || {
             check_method(head, &[method], allow)?;
-            plan(admit::appid(head)?).map(Action::Call)
+            plan(admit::appid(head)?).map(|call| Action::Call(Box::new(call)))
         };
         (route, planned())
     };
@@ -365,9 +367,9 @@ impl Planned {
             Action::Profile(asked) => asked.run(ctx, &stamp).await,
             Action::Call(mut call) => {
                 call.take_body(body);
-                call.run(ctx, &stamp).await
+                Box::pin(call.run(ctx, &stamp)).await
             }
-            Action::Peer(asked) => asked.run(ctx, &body, &stamp).await,
+            Action::Peer(asked) => Box::pin(asked.run(ctx, &body, &stamp)).await,
         };
         let mut reply = match result {
             Ok(reply) => {

@@ -113,15 +113,16 @@ impl Subscribe {
             bury::shadow_topic(ctx, dead_queue).await?;
         }
         if let Some(item) = self.ack {
-            ack::acknowledge(ctx, &self.key, vec![item]).await?;
+            Box::pin(ack::acknowledge(ctx, &self.key, vec![item])).await?;
         }
         if let Some(cursor) = self.cursor {
-            resume::resume(ctx, &self.key, &topic, cursor, self.spec.lease.is_some()).await?;
+            Box::pin(resume::resume(ctx, &self.key, &topic, cursor, self.spec.lease.is_some())).await?;
         }
         let partitions = topic.partitions.get();
         let request = FetchRequest { partitions, reset: self.reset, spec: self.spec, is_from_peer: false };
         if self.is_stream {
-            return Reading { ctx: Rc::clone(ctx), key: self.key, topic, request }.stream(self.format, stamp).await;
+            let reading = Reading { ctx: Rc::clone(ctx), key: self.key, topic, request };
+            return Box::pin(reading.stream(self.format, stamp)).await;
         }
         let lease = home::fetch(ctx, &self.key, request).await?;
         let settlement = Settlement::new(ctx, lease, topic, self.key.group_id);

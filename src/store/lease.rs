@@ -275,7 +275,9 @@ impl LeaseTable {
             if entry.state == State::Leased(lease) {
                 entry.state = to;
                 if to == State::Acked {
-                    bytes += entry.message.take().map_or(0, |message| message.bytes());
+                    // Dropped where it stands: taking it would move it out first.
+                    bytes += entry.message.as_ref().map_or(0, Message::bytes);
+                    entry.message = None;
                 }
                 changed += 1;
             }

@@ -176,9 +176,10 @@ impl Part {
             return false;
         }
         while !spec.is_full(delivery) {
-            let (message, deliveries) = if let Some(again) = self.table.redeliver(lease, former) {
+            // How often a message that comes again was delivered.
+            let (message, again) = if let Some(again) = self.table.redeliver(lease, former) {
                 former = Some(again.former);
-                (again.message, again.deliveries)
+                (again.message, Some(again.deliveries))
             } else if self.table.returned() > 0 {
                 break;
             } else if let Some(message) = self.ready.pop_front() {
@@ -190,12 +191,12 @@ impl Part {
                     self.table.delay(message);
                     continue;
                 }
-                (message, 1)
+                (message, None)
             } else {
                 break;
             };
             if filter.is_some_and(|f| !f.passes(&message)) {
-                if self.table.is_new(message.offset) {
+                if again.is_none() {
                     self.table.skip(message.offset);
                 } else {
                     // It was returned under an earlier filter; the present readers do not want it.
@@ -205,10 +206,11 @@ impl Part {
                 skipped = true;
                 continue;
             }
-            if self.table.is_new(message.offset) {
-                self.table.deliver(lease, &message);
-            } else if deliveries > 1 {
-                delivery.redelivered.push((delivery.messages.len(), deliveries));
+            match again {
+                None => self.table.deliver(lease, &message),
+                Some(deliveries) if deliveries > 1 => delivery.redelivered.push((delivery.messages.len(), deliveries)),
+                // It was delayed: this is its first delivery.
+                Some(_) => {}
             }
             let (first, last) = span.unwrap_or((message.offset, message.offset));
             span = Some((first.min(message.offset), last.max(message.offset)));

@@ -175,26 +175,9 @@ impl Part {
             // They go to another answer: this one's lease has messages already.
             return false;
         }
-        while !spec.is_full(delivery) {
-            // How often a message that comes again was delivered.
-            let (message, again) = if let Some(again) = self.table.redeliver(lease, former) {
-                former = Some(again.former);
-                (again.message, Some(again.deliveries))
-            } else if self.table.returned() > 0 {
-                break;
-            } else if let Some(message) = self.ready.pop_front() {
-                self.ready_bytes -= message.bytes();
-                if self.has_delays
-                    && let Some(due_ms) = message.due_ms().filter(|due_ms| *due_ms > unix_ms())
-                {
-                    self.delayed.insert((due_ms, message.offset));
-                    self.table.delay(message);
-                    continue;
-                }
-                (message, None)
-            } else {
-                break;
-            };
+        while !spec.is_full(delivery)
+            && let Some((message, again)) = self.next_for(lease, &mut former)
+        {
             if filter.is_some_and(|f| !f.passes(&message)) {
                 if again.is_none() {
                     self.table.skip(message.offset);
@@ -231,6 +214,30 @@ impl Part {
             }
         }
         skipped
+    }
+
+    /// The next message for an answer, with how often one that comes again was delivered; what came again of one former lease only.
+    #[inline] // Asked for each message of a batch.
+    fn next_for(&mut self, lease: LeaseId, former: &mut Option<LeaseId>) -> Option<(Message, Option<u32>)> {
+        loop {
+            if let Some(again) = self.table.redeliver(lease, *former) {
+                *former = Some(again.former);
+                return Some((again.message, Some(again.deliveries)));
+            }
+            if self.table.returned() > 0 {
+                return None;
+            }
+            let message = self.ready.pop_front()?;
+            self.ready_bytes -= message.bytes();
+            let due_ms = if self.has_delays { message.due_ms() } else { None };
+            match due_ms.filter(|due_ms| *due_ms > unix_ms()) {
+                None => return Some((message, None)),
+                Some(due_ms) => {
+                    self.delayed.insert((due_ms, message.offset));
+                    self.table.delay(message);
+                }
+            }
+        }
     }
 
     /// The answer is still on its way.

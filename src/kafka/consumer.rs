@@ -25,7 +25,8 @@ use super::{
     native::{Client, Kind, PartitionList},
     offsets::{self, Standing},
     options,
-    pump::{Pump, Seeks},
+    peek::Peeks,
+    pump::{Pump, Seeks, Watchdog},
     reach::Reach,
     rebalance::COMMIT_MAX,
     stats::ConsumerStats,
@@ -35,7 +36,7 @@ use crate::{
     config::resolve::Config,
     offload::Offload,
     readiness::Socket,
-    store::{Begin, Bounds, Group, Offset, Partition, Stuck, Topic, notify::Notify},
+    store::{Begin, Bounds, Group, Offset, Partition, Topic, notify::Notify},
 };
 
 /// How long a client that could not be made, or that broke, waits for the next.
@@ -54,6 +55,9 @@ pub(super) struct Surroundings {
     pub bounds: Bounds,
     /// A member of this core looks for the commits of others. One at a time: there may be many members, and few threads to ask with.
     pub is_looking: Rc<Cell<bool>>,
+    pub peeks: Rc<Peeks>,
+    /// The watchdog of a member of this core looks into a topic. One at a time, for the same reason.
+    pub is_watching: Rc<Cell<bool>>,
 }
 
 /// One group's membership.
@@ -65,8 +69,7 @@ pub(super) struct Member {
     pub around: Surroundings,
     /// Moves that wait for the pump.
     pub seeks: Seeks,
-    /// Where the group was stuck when it last joined anew.
-    pub stuck_at: Cell<Option<Stuck>>,
+    pub watchdog: Watchdog,
     is_over: Cell<bool>,
     over: Notify,
     task: RefCell<Option<Task<()>>>,
@@ -82,7 +85,7 @@ impl Member {
             standing: RefCell::new(Standing::new(begin)),
             around,
             seeks: Seeks::default(),
-            stuck_at: Cell::default(),
+            watchdog: Watchdog::default(),
             is_over: Cell::new(false),
             over: Notify::default(),
             task: RefCell::default(),

@@ -73,7 +73,7 @@ pub struct KafkaStore {
     producers: [Rc<Producer>; 3],
     admin: Rc<Admin>,
     groups: GroupAdmin,
-    peeks: Peeks,
+    peeks: Rc<Peeks>,
     reach: Rc<Reach>,
     producer_stats: Rc<ProducerStats>,
     around: Surroundings,
@@ -106,6 +106,7 @@ impl KafkaStore {
             }
         });
         let probing = glommio::spawn_local(Rc::clone(&admin).watch());
+        let peeks = Rc::new(Peeks::new(config, offload, &reach));
         let around = Surroundings {
             config: Arc::clone(config),
             offload: offload.clone(),
@@ -113,9 +114,10 @@ impl KafkaStore {
             reach: Rc::clone(&reach),
             bounds: Bounds::new(&config.subscribe),
             is_looking: Rc::default(),
+            peeks: Rc::clone(&peeks),
+            is_watching: Rc::default(),
         };
         let members = RefCell::default();
-        let peeks = Peeks::new(config, offload, &reach);
         Self { producers, admin, groups, peeks, reach, producer_stats, around, members, _tasks: [sweeping, probing] }
     }
 
@@ -234,7 +236,7 @@ impl Store for KafkaStore {
         messages_max: usize,
         bytes_max: usize,
     ) -> Result<Vec<Message>, AdminError> {
-        self.peeks.peek(topic, from, messages_max, bytes_max).await
+        self.peeks.peek(&topic.name, from, messages_max, bytes_max).await
     }
 
     async fn flush(&self, deadline: Instant) -> u64 {

@@ -23,7 +23,7 @@ use crate::{
     config::resolve::Config,
     limits,
     offload::Offload,
-    store::{AdminError, Message, Offset, Partition, Topic},
+    store::{AdminError, Message, Offset, Partition},
 };
 
 /// How long the end of the time is not looked at.
@@ -47,13 +47,32 @@ impl Peeks {
 
     pub async fn peek(
         &self,
-        topic: &Topic,
+        topic: &str,
         from: &[(Partition, Offset)],
         messages_max: usize,
         bytes_max: usize,
     ) -> Result<Vec<Message>, AdminError> {
+        self.look(topic, from, messages_max, bytes_max).await.map(|seen| seen.messages)
+    }
+
+    /// One message that can be read at one of these places or after it; `None` when there is none for sure.
+    pub async fn first(&self, topic: &str, from: &[(Partition, Offset)]) -> Result<Option<Message>, AdminError> {
+        let seen = self.look(topic, from, 1, usize::MAX).await?;
+        match seen.messages.into_iter().next() {
+            None if !seen.is_whole => Err(AdminError::Unavailable { reason: "the look took too long".to_owned() }),
+            first => Ok(first),
+        }
+    }
+
+    async fn look(
+        &self,
+        topic: &str,
+        from: &[(Partition, Offset)],
+        messages_max: usize,
+        bytes_max: usize,
+    ) -> Result<Seen, AdminError> {
         if from.is_empty() || messages_max == 0 {
-            return Ok(Vec::new());
+            return Ok(Seen { messages: Vec::new(), is_whole: true });
         }
         // Beside the one here. Clones are made on this core only, so the count is never too small.
         if Arc::strong_count(&self.running) > limits::PEEKS_MAX {
@@ -61,17 +80,24 @@ impl Peeks {
         }
         let running = Arc::clone(&self.running);
         let (config, offload) = (Arc::clone(&self.config), self.offload.clone());
-        let look =
-            Look { topic: topic.name.to_string(), from: from.iter().copied().collect(), messages_max, bytes_max };
+        let look = Look { topic: topic.to_owned(), from: from.iter().copied().collect(), messages_max, bytes_max };
         let looked = self.offload.run(move || {
-            let messages = look.run(&config, &offload);
+            let seen = look.run(&config, &offload);
             drop(running);
-            messages
+            seen
         });
-        let messages = looked.await.map_err(offload_failed)??;
+        let seen = looked.await.map_err(offload_failed)??;
         self.reach.heard(Instant::now());
-        Ok(messages)
+        Ok(seen)
     }
+}
+
+/// What a look saw.
+#[derive(Debug)]
+struct Seen {
+    messages: Vec<Message>,
+    /// Every partition up to its end.
+    is_whole: bool,
 }
 
 /// One look.
@@ -85,14 +111,14 @@ struct Look {
 
 impl Look {
     /// Blocks.
-    fn run(mut self, config: &Config, offload: &Offload) -> Result<Vec<Message>, AdminError> {
+    fn run(mut self, config: &Config, offload: &Offload) -> Result<Seen, AdminError> {
         let unavailable = |reason| AdminError::Unavailable { reason };
         let (client, _) = Client::create(Kind::Consumer, &options::peek(config), offload).map_err(unavailable)?;
         let topic = TopicHandle::open(&client, &self.topic).ok_or(AdminError::UnknownTopic)?;
         let latest = self.latest(&client, config.kafka.admin_timeout).map_err(topic_failed)?;
         self.from.retain(|partition, offset| latest.get(partition).is_some_and(|latest| *offset < *latest));
         if self.from.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Seen { messages: Vec::new(), is_whole: true });
         }
         let until = Instant::now() + Duration::from_millis(limits::PEEK_MS_MAX);
         let reading = Reading::start(&client, &topic, self.from.clone()).map_err(topic_failed)?;
@@ -111,7 +137,7 @@ impl Look {
         reading: &Reading<'_>,
         latest: BTreeMap<Partition, Offset>,
         until: Instant,
-    ) -> Result<Vec<Message>, ErrorCode> {
+    ) -> Result<Seen, ErrorCode> {
         let mut open = latest;
         open.retain(|partition, _| self.from.contains_key(partition));
         let (mut messages, mut bytes) = (Vec::new(), 0);
@@ -136,7 +162,7 @@ impl Look {
                 messages.push(message);
             }
         }
-        Ok(messages)
+        Ok(Seen { messages, is_whole: open.is_empty() })
     }
 }
 

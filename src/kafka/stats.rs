@@ -79,6 +79,7 @@ counters! {
         gaps: "kateway_sub_gaps_total", "Times messages were gone before a group had read them: retention passed it.";
         seeks: "kateway_consumer_seeks_total", "Partitions moved for a client while they were read.";
         stuck: "kateway_sub_stuck_total", "Times a group had messages, waiting clients and no progress, and joined anew.";
+        watchdog_looks: "kateway_sub_watchdog_looks_total", "Looks into a topic whether a group that seems stuck has anything to read.";
         errors: "kateway_consumer_errors_total", "Consumer errors.";
         restarts: "kateway_consumer_restarts_total", "Consumers replaced after a fatal error, or because their group was stuck.";
         groups_opened: "kateway_consumer_groups_opened_total", "Groups opened.";

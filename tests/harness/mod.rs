@@ -7,9 +7,9 @@
 //! From the bottom: [`wait`] and [`ports`]; [`process`], which sees to it that no child outlives a run; [`folder`],
 //! where a run keeps its logs; [`zookeeper`], [`kafka`], [`kateway`], which start things; [`client`], [`problem`],
 //! [`frames`], [`readers`], [`exposition`], which understand answers; [`admin`], [`kcat`], [`java`], which look at Kafka
-//! from the other side; [`haproxy`], which stands between clients and gateways; [`hinder`], which gets in a gateway's way;
-//! [`ledger`] and [`load`], which prove that nothing was lost on the way in, [`read_ledger`] and [`crowd`], on the way out;
-//! [`figures`], which collects what a run measured.
+//! from the other side; [`transaction`], which writes as the gateway does not; [`haproxy`], which stands between clients
+//! and gateways; [`hinder`], which gets in a gateway's way; [`ledger`] and [`load`], which prove that nothing was lost on
+//! the way in, [`read_ledger`] and [`crowd`], on the way out; [`figures`], which collects what a run measured.
 
 pub mod admin;
 pub mod client;
@@ -32,6 +32,7 @@ pub mod process;
 pub mod read_ledger;
 pub mod readers;
 pub mod topic;
+pub mod transaction;
 pub mod wait;
 pub mod zookeeper;
 

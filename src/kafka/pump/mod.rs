@@ -1,12 +1,12 @@
 //! The pump of one group: takes what librdkafka has, gives it to the group, commits what the group has acknowledged.
 //!
-//! `messages` takes messages, `seek` moves the group. Invariants: one commit is under way at a time, so an older one never overtakes a
-//! newer; a pump step handles at most
-//! [`limits::LOOP_ITEMS_MAX`] messages and then yields. Partitions are never paused: librdkafka's pause waits for its own thread,
-//! and outlives an assignment. Per core; lives as long as one client.
+//! `messages` takes messages, `seek` moves the group, `watchdog` sees that it gets on. Invariants: one commit is under way at a time, so
+//! an older one never overtakes a newer; a pump step handles at most [`limits::LOOP_ITEMS_MAX`] messages and then yields. Partitions are
+//! never paused: librdkafka's pause waits for its own thread, and outlives an assignment. Per core; lives as long as one client.
 
 mod messages;
 mod seek;
+mod watchdog;
 
 use std::{
     rc::Rc,
@@ -17,7 +17,10 @@ use std::{
 use rdkafka::bindings::rd_kafka_resp_err_t as rd;
 
 use self::seek::Seeking;
-pub(super) use self::seek::{Seeks, unavailable};
+pub(super) use self::{
+    seek::{Seeks, unavailable},
+    watchdog::Watchdog,
+};
 use super::{
     consumer::{Member, leave_by},
     delivery::log_line,
@@ -27,7 +30,7 @@ use super::{
 };
 use crate::{
     limits,
-    store::{Group, Offset, Partition, Stuck},
+    store::{Offset, Partition},
 };
 
 /// The consumer queue is polled at least so often.
@@ -382,7 +385,7 @@ impl Pump {
         }
         if self.member.around.reach.is_up() {
             self.down_since = None;
-            self.watch_over(&group);
+            self.watch_over(&group, now);
             if self.parts.is_empty() && group.is_assigned() && now >= self.look_due && self.member.look(&self.client) {
                 self.look_due = now + LOOK_EVERY;
             }
@@ -397,23 +400,6 @@ impl Pump {
             group.fail("no broker of the cluster answers");
             self.fault_until = Some(now);
         }
-    }
-}
-
-impl Pump {
-    /// A group that has messages, waiting clients and no progress joins anew. Once for each place: the end of a log may be a transaction's
-    /// mark, which looks like a message that does not come.
-    fn watch_over(&mut self, group: &Group) {
-        let limit = self.member.around.config.subscribe.watchdog;
-        let Some(stuck) = group.stuck(limit) else { return };
-        let before = self.member.stuck_at.replace(Some(stuck));
-        if before.is_some_and(|before| (before.partition, before.next) == (stuck.partition, stuck.next)) {
-            return;
-        }
-        self.member.around.stats.stuck.one();
-        let Stuck { partition, next, latest } = stuck;
-        tracing::warn!(group = group.group_id, partition, next, latest, ?limit, "a group is stuck and joins anew");
-        self.is_stuck = true;
     }
 }
 

@@ -59,6 +59,12 @@ struct Committing {
     partitions: Vec<Partition>,
 }
 
+impl Committing {
+    fn is_lost(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.since) >= COMMIT_LOST
+    }
+}
+
 /// See the module text.
 #[derive(Debug)]
 pub(super) struct Pump {
@@ -306,9 +312,20 @@ impl Pump {
 // === commits ===
 
 impl Pump {
+    /// Whether a commit is under way. One whose result does not come is given up: it must not hold up the next, nor a move, for ever.
+    fn is_committing(&mut self, now: Instant) -> bool {
+        if let Some(Committing { partitions, .. }) = self.committing.take_if(|commit| commit.is_lost(now)) {
+            self.member.around.stats.commits_failed.one();
+            if let Some(held) = self.member.around.reach.log.pass(now) {
+                tracing::warn!(group = self.member.group.group_id, held, "a commit was not answered");
+            }
+            self.member.group.mark_uncommitted(partitions);
+        }
+        self.committing.is_some()
+    }
+
     fn commit_if_due(&mut self, now: Instant) {
-        let is_under_way = |commit: &Committing| now.saturating_duration_since(commit.since) < COMMIT_LOST;
-        if self.seeking.is_some() || self.committing.as_ref().is_some_and(is_under_way) || now < self.commit_due {
+        if self.is_committing(now) || self.seeking.is_some() || now < self.commit_due {
             return;
         }
         let ends = self.member.group.take_dirty();
@@ -448,5 +465,18 @@ impl Pump {
             let step = async { glommio::timer::sleep(Duration::from_millis(20)).await };
             futures_lite::future::or(rung, step).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_commit_that_is_not_answered_is_lost_some_time() {
+        let since = Instant::now();
+        let commit = Committing { since, partitions: vec![0] };
+        assert!(!commit.is_lost(since) && !commit.is_lost(since + COMMIT_LOST / 2));
+        assert!(commit.is_lost(since + COMMIT_LOST));
     }
 }

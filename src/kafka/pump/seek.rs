@@ -103,7 +103,7 @@ impl Member {
 impl Pump {
     /// Takes up the next move, when nothing is under way that it could meet.
     pub(super) fn begin_seek(&mut self) {
-        let is_blocked = self.seeking.is_some() || self.committing.is_some() || self.answers.is_busy();
+        let is_blocked = self.is_committing(Instant::now()) || self.seeking.is_some() || self.answers.is_busy();
         // Before the first assignment what is not ours may just not be ours yet.
         if is_blocked || !self.has_joined || self.is_broken {
             return;

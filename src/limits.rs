@@ -61,7 +61,7 @@ pub const PEER_ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub const ACK_BODY_BYTES_MAX: usize = 256 * 1024;
 /// Messages one peek gives; over it: 400.
 pub const PEEK_MESSAGES_MAX: usize = 1_000;
-/// Groups one question who reads a topic looks at; further ones are not shown.
+/// Groups one question who reads a topic looks at; how many further ones are not shown is said in the answer (`X-Groups-Omitted`).
 pub const STATUS_GROUPS_MAX: usize = 200;
 /// Clients waiting on one group of one core; over it: 429.
 pub const GROUP_WAITERS_MAX: usize = 16 * 1024;
@@ -71,7 +71,7 @@ pub const SEEKS_MAX: usize = 16;
 pub const PEEKS_MAX: usize = 2;
 /// How long such a look waits for messages.
 pub const PEEK_MS_MAX: u64 = 3_000;
-/// Groups of a cluster that one listing names; the rest is left out, and the log says so.
+/// Groups of a cluster that one listing names, those first that read the topic it is made for; the rest is left out, and the log says so.
 pub const GROUPS_LISTED_MAX: usize = 10_000;
 /// Topics a core keeps handles for; over it: 503 for topics not yet used.
 pub const TOPICS_MAX: usize = 20_000;

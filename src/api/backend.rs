@@ -13,8 +13,8 @@ use crate::{
     kafka::KafkaStore,
     metrics::SizesSnapshot,
     store::{
-        Ack, AdminError, At, Begin, Group, GroupInfo, Message, Offset, Partition, ProduceError, Record, SeekError,
-        Store, Stored, Topic, TopicMeta, Watermarks, memory::MemoryStore, null::NullStore,
+        Ack, AdminError, At, Begin, Group, GroupInfo, ListedGroup, Message, Offset, Partition, ProduceError, Record,
+        SeekError, Store, Stored, Topic, TopicMeta, Watermarks, memory::MemoryStore, null::NullStore,
     },
 };
 
@@ -131,8 +131,8 @@ impl Store for Backend {
         each!(self, store => store.describe_group(topic, group_id).await)
     }
 
-    async fn list_groups(&self) -> Result<Vec<String>, AdminError> {
-        each!(self, store => store.list_groups().await)
+    async fn list_groups(&self, topic: &str) -> Result<Vec<ListedGroup>, AdminError> {
+        each!(self, store => store.list_groups(topic).await)
     }
 
     async fn committed(&self, topic: &Topic, group_id: &str) -> Result<Vec<(Partition, Offset)>, AdminError> {

@@ -46,11 +46,17 @@ pub struct Answer {
     pub status: u16,
     pub content_type: &'static str,
     pub body: Bytes,
+    /// A header field.
+    pub field: Option<(&'static str, String)>,
 }
 
 impl Answer {
+    pub fn new(status: u16, content_type: &'static str, body: impl Into<Bytes>) -> Self {
+        Self { status, content_type, body: body.into(), field: None }
+    }
+
     pub fn json(status: u16, document: &Value) -> Self {
-        Self { status, content_type: "application/json", body: document.to_string().into() }
+        Self::new(status, "application/json", document.to_string())
     }
 
     /// `{"ok":1}`.
@@ -104,7 +110,10 @@ impl Call {
             let key = self.key().clone();
             home::call(ctx, &key, self).await
         }?;
-        let reply = Reply::new(answer.status).field("X-Request-Id", &stamp.request_id);
+        let mut reply = Reply::new(answer.status).field("X-Request-Id", &stamp.request_id);
+        if let Some((name, value)) = &answer.field {
+            reply = reply.field(name, value.as_bytes());
+        }
         Ok(reply.body(answer.content_type, answer.body))
     }
 

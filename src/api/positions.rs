@@ -217,7 +217,7 @@ impl Peek {
         for message in found.map_err(reply::admin_failed)? {
             writer.message(&message, 1, &mut body);
         }
-        Ok(Answer { status: 200, content_type: Format::Ndjson.content_type(), body: body.into() })
+        Ok(Answer::new(200, Format::Ndjson.content_type(), body))
     }
 }
 

@@ -2,10 +2,16 @@
 //!
 //! A row per group and partition, from what Kafka has committed, what the group's members say, and what this gateway and the others
 //! know of their clients. Groups that nobody reads are there too, as long as they have something committed. Made anew for each request;
-//! how many groups one request looks at is bounded.
+//! how many groups one request looks at is bounded: those that are read come first, and the answer says how many are left out.
 
-use std::{collections::HashMap, rc::Rc, sync::Arc};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, HashMap},
+    rc::Rc,
+    sync::Arc,
+};
 
+use futures_lite::future::try_zip;
 use serde_json::{Value, json};
 
 use super::{
@@ -21,8 +27,11 @@ use crate::{
     limits,
     proto::Head,
     registry::names,
-    store::{Offset, Partition, Store, Topic, Watermarks},
+    store::{ListedGroup, Offset, Partition, Store, Topic, Watermarks},
 };
+
+/// Says how many groups an answer leaves out.
+const OMITTED: &str = "X-Groups-Omitted";
 
 /// A question who reads.
 #[derive(Debug)]
@@ -53,19 +62,48 @@ impl Readers {
         let data = ctx.plane()?;
         let topic = ctx.find_topic(&self.key.topic, false).await?;
         let marks = data.backend.watermarks(&topic).await.map_err(reply::admin_failed)?;
-        let groups = if self.key.group_id.is_empty() {
-            let listed = data.backend.list_groups().await.map_err(reply::admin_failed)?;
-            let is_meant = |id: &String| self.reader.as_ref().is_none_or(|reader| names::reader_of(id) == reader);
-            listed.into_iter().filter(|id| id.contains('.')).filter(is_meant).take(limits::STATUS_GROUPS_MAX).collect()
+        let (groups, omitted) = if self.key.group_id.is_empty() {
+            let listed = data.backend.list_groups(&topic.name).await.map_err(reply::admin_failed)?;
+            choose(listed, self.reader.as_deref(), limits::STATUS_GROUPS_MAX)
         } else {
-            vec![self.key.group_id.to_string()]
+            (vec![self.key.group_id.to_string()], 0)
         };
-        let mut rows = Vec::new();
-        for group_id in groups {
-            rows.extend(rows_of(ctx, &topic, &marks, &group_id).await?);
-        }
-        Ok(Answer::json(200, &Value::Array(rows)))
+        let mut answer = Answer::json(200, &Value::Array(rows_of_all(ctx, &topic, &marks, groups).await?));
+        answer.field = (omitted > 0).then(|| (OMITTED, omitted.to_string()));
+        Ok(answer)
     }
+}
+
+/// The groups that are looked at, of this reader or of all: those that read the topic, then the others. Besides, how many are left out.
+fn choose(mut listed: Vec<ListedGroup>, reader: Option<&str>, groups_max: usize) -> (Vec<String>, usize) {
+    listed.retain(|group| {
+        let id = &group.group_id;
+        id.contains('.') && reader.is_none_or(|reader| names::reader_of(id) == reader)
+    });
+    listed.sort_unstable_by(|a, b| b.is_read.cmp(&a.is_read).then_with(|| a.group_id.cmp(&b.group_id)));
+    let omitted = listed.len().saturating_sub(groups_max);
+    (listed.into_iter().take(groups_max).map(|group| group.group_id).collect(), omitted)
+}
+
+/// The rows of these groups, in their order. Three are asked about at a time: each waits for brokers, and takes one of the few threads
+/// that do ([`limits::OFFLOAD_THREADS`]), of which one is left for rebalances.
+async fn rows_of_all(
+    ctx: &Rc<Context>,
+    topic: &Topic,
+    marks: &[Watermarks],
+    groups: Vec<String>,
+) -> Result<Vec<Value>, Problem> {
+    let (waiting, found) = (RefCell::new(groups.into_iter().enumerate()), RefCell::new(BTreeMap::new()));
+    let ask = async || {
+        loop {
+            let next = waiting.borrow_mut().next();
+            let Some((place, group_id)) = next else { return Ok::<_, Problem>(()) };
+            let rows = rows_of(ctx, topic, marks, &group_id).await?;
+            found.borrow_mut().insert(place, rows);
+        }
+    };
+    try_zip(ask(), try_zip(ask(), ask())).await?;
+    Ok(found.into_inner().into_values().flatten().collect())
 }
 
 /// Who has a partition, as far as anybody says.
@@ -153,5 +191,27 @@ fn seat_of(reader: Reader) -> Seat {
         gateway: reader.gateway,
         end: Some(reader.end),
         delivered_s_ago: reader.delivered_s_ago,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_that_are_read_are_not_left_out() {
+        let group = |id: &str, is_read| ListedGroup { group_id: id.to_owned(), is_read };
+        let listed = || {
+            let idle = (0..10).map(|n| group(&format!("app1.idle-{n}"), false));
+            let others = [group("app2.reads", true), group("tool", true), group("app1.reads", true)];
+            idle.chain(others).collect::<Vec<_>>()
+        };
+        let chosen = |reader, max| choose(listed(), reader, max);
+        let (groups, omitted) = chosen(None, 3);
+        assert_eq!((groups, omitted), (["app1.reads", "app2.reads", "app1.idle-0"].map(str::to_owned).to_vec(), 9));
+        let (groups, omitted) = chosen(Some("app1"), 2);
+        assert_eq!((groups, omitted), (["app1.reads", "app1.idle-0"].map(str::to_owned).to_vec(), 9));
+        assert_eq!(chosen(Some("app2"), 2), (vec!["app2.reads".to_owned()], 0));
+        assert_eq!(chosen(None, 12).1, 0, "what is no group of ours is not counted");
     }
 }

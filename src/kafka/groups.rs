@@ -17,7 +17,7 @@ use crate::{
     config::resolve::Config,
     limits,
     offload::Offload,
-    store::{AdminError, GroupInfo, GroupMember, GroupState, Offset, Partition, Topic},
+    store::{AdminError, GroupInfo, GroupMember, GroupState, ListedGroup, Offset, Partition, Topic},
 };
 
 /// See the module text.
@@ -46,10 +46,14 @@ impl GroupAdmin {
         }
     }
 
-    pub async fn list(&self) -> Result<Vec<String>, AdminError> {
-        let timeout = self.config.kafka.admin_timeout;
-        let found = self.admin.ask_heard(move |client| client.describe_groups(None, timeout)).await?;
-        let (groups, silent) = found.map_err(|code| refusal(code, ""))?;
+    pub async fn list(&self, topic: &str) -> Result<Vec<ListedGroup>, AdminError> {
+        let (topic, timeout) = (topic.to_owned(), self.config.kafka.admin_timeout);
+        let asked = self.admin.ask_heard(move |client| {
+            // Read here: there may be many members.
+            let (groups, silent) = client.describe_groups(None, timeout)?;
+            Ok((listed(groups, &topic), silent))
+        });
+        let (mut groups, silent) = asked.await?.map_err(|code: ErrorCode| refusal(code, ""))?;
         if let Some(code) = silent {
             // The groups of a broker that is away have another coordinator soon.
             tracing::warn!(error = code.name(), "a broker did not list its groups");
@@ -61,7 +65,8 @@ impl GroupAdmin {
                 "more groups than a listing names"
             );
         }
-        Ok(groups.into_iter().take(limits::GROUPS_LISTED_MAX).map(|group| group.group_id).collect())
+        groups.truncate(limits::GROUPS_LISTED_MAX);
+        Ok(groups)
     }
 
     pub async fn committed(&self, topic: &Topic, group_id: &str) -> Result<Vec<(Partition, Offset)>, AdminError> {
@@ -151,6 +156,19 @@ fn info(group: Described, topic: &str) -> GroupInfo {
     GroupInfo { state, members: group.members.into_iter().map(member).collect() }
 }
 
+/// The groups that read `topic` stand first.
+fn listed(groups: Vec<Described>, topic: &str) -> Vec<ListedGroup> {
+    let has_some =
+        |member: &DescribedMember| assigned(&member.assignment, topic).is_some_and(|found| !found.is_empty());
+    let listed = groups.into_iter().map(|group| {
+        let is_read = group.members.iter().any(has_some);
+        ListedGroup { group_id: group.group_id, is_read }
+    });
+    let (mut read, others): (Vec<_>, Vec<_>) = listed.partition(|group| group.is_read);
+    read.extend(others);
+    read
+}
+
 /// The partitions of `topic` in an assignment as Kafka's clients encode it: version, then topics with their partitions, big endian. `None`
 /// when it is none.
 fn assigned(mut bytes: &[u8], topic: &str) -> Option<Vec<Partition>> {
@@ -226,6 +244,27 @@ mod tests {
             assert_eq!(assigned(&two[..cut], "t"), None, "{cut} bytes");
         }
         assert_eq!(assigned(b"\0\0\x7f\xff\xff\xff\0\0", "t"), None, "more topics than bytes");
+    }
+
+    #[test]
+    fn groups_that_read_the_topic_are_listed_first() {
+        let group = |group_id: &str, assignment: &[u8]| Described {
+            group_id: group_id.to_owned(),
+            code: ErrorCode(0),
+            state: "Stable".to_owned(),
+            members: vec![DescribedMember {
+                client_id: String::new(),
+                member_id: String::new(),
+                host: String::new(),
+                assignment: assignment.to_vec(),
+            }],
+        };
+        let (of_t, none_of_t) = (b"\0\x01\0\0\0\x01\0\x01t\0\0\0\x01\0\0\0\0", b"\0\x01\0\0\0\x01\0\x01t\0\0\0\0");
+        let mut idle = group("idle", b"");
+        idle.members.clear();
+        let found = listed(vec![idle, group("rebalancing", b""), group("waits", none_of_t), group("reads", of_t)], "t");
+        let found: Vec<_> = found.iter().map(|group| (group.group_id.as_str(), group.is_read)).collect();
+        assert_eq!(found, [("reads", true), ("idle", false), ("rebalancing", false), ("waits", false)]);
     }
 
     #[test]

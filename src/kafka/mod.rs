@@ -54,8 +54,8 @@ use crate::{
     metrics::SizesSnapshot,
     offload::Offload,
     store::{
-        Ack, AdminError, At, Begin, Bounds, Group, GroupInfo, Message, Offset, Partition, ProduceError, Record,
-        SeekError, Store, Topic, TopicMeta, Watermarks,
+        Ack, AdminError, At, Begin, Bounds, Group, GroupInfo, ListedGroup, Message, Offset, Partition, ProduceError,
+        Record, SeekError, Store, Topic, TopicMeta, Watermarks,
     },
 };
 
@@ -196,8 +196,8 @@ impl Store for KafkaStore {
         self.groups.describe(topic, group_id).await
     }
 
-    async fn list_groups(&self) -> Result<Vec<String>, AdminError> {
-        self.groups.list().await
+    async fn list_groups(&self, topic: &str) -> Result<Vec<ListedGroup>, AdminError> {
+        self.groups.list(topic).await
     }
 
     async fn committed(&self, topic: &Topic, group_id: &str) -> Result<Vec<(Partition, Offset)>, AdminError> {

@@ -49,6 +49,14 @@ pub struct GroupInfo {
     pub members: Vec<GroupMember>,
 }
 
+/// A group of the cluster, in a listing made for one topic.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ListedGroup {
+    pub group_id: String,
+    /// A member of it has partitions of that topic.
+    pub is_read: bool,
+}
+
 /// Why an open group was not moved, or not for sure.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum SeekError {

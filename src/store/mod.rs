@@ -22,7 +22,7 @@ use std::{cell::Cell, future::Future, rc::Rc, sync::Arc};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-pub use admin::{At, GroupInfo, GroupMember, GroupState, SeekError};
+pub use admin::{At, GroupInfo, GroupMember, GroupState, ListedGroup, SeekError};
 pub use group::{
     Acked, Bounds, Budget, Burial, Delivery, FetchError, FetchSpec, Grant, Group, GroupStatus, LeaseSpec, Stuck,
 };
@@ -258,8 +258,8 @@ pub trait Store {
     /// Who reads `topic` in the group, here or elsewhere.
     fn describe_group(&self, topic: &str, group_id: &str) -> impl Future<Output = Result<GroupInfo, AdminError>>;
 
-    /// The group ids of the cluster, at most [`crate::limits::GROUPS_LISTED_MAX`].
-    fn list_groups(&self) -> impl Future<Output = Result<Vec<String>, AdminError>>;
+    /// The groups of the cluster, at most [`crate::limits::GROUPS_LISTED_MAX`]: those that read `topic` now stand first.
+    fn list_groups(&self, topic: &str) -> impl Future<Output = Result<Vec<ListedGroup>, AdminError>>;
 
     /// Committed offsets of the group, of the partitions that have one. A group that is not there has none.
     fn committed(

@@ -13,8 +13,8 @@ use std::{
 };
 
 use super::{
-    Ack, AdminError, At, Begin, Bounds, Group, GroupInfo, GroupState, Message, Offset, Partition, ProduceError, Record,
-    SeekError, Store, Stored, Topic, TopicMeta, Watermarks, murmur2,
+    Ack, AdminError, At, Begin, Bounds, Group, GroupInfo, GroupState, ListedGroup, Message, Offset, Partition,
+    ProduceError, Record, SeekError, Store, Stored, Topic, TopicMeta, Watermarks, murmur2,
 };
 use crate::config::resolve::{Config, NullConfig};
 
@@ -120,7 +120,7 @@ impl Store for NullStore {
         Ok(GroupInfo { state: GroupState::Empty, members: Vec::new() })
     }
 
-    async fn list_groups(&self) -> Result<Vec<String>, AdminError> {
+    async fn list_groups(&self, _topic: &str) -> Result<Vec<ListedGroup>, AdminError> {
         Ok(Vec::new())
     }
 

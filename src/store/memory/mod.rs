@@ -9,6 +9,7 @@ mod broker;
 
 use std::{
     cell::RefCell,
+    collections::BTreeSet,
     future::{Future, Ready, poll_fn, ready},
     pin::Pin,
     rc::Rc,
@@ -19,8 +20,8 @@ use std::{
 
 pub use self::broker::Broker;
 use super::{
-    Ack, AdminError, At, Begin, Bounds, Group, GroupInfo, GroupState, Message, Offset, Partition, ProduceError, Record,
-    SeekError, Store, Stored, Topic, TopicMeta, Watermarks,
+    Ack, AdminError, At, Begin, Bounds, Group, GroupInfo, GroupState, ListedGroup, Message, Offset, Partition,
+    ProduceError, Record, SeekError, Store, Stored, Topic, TopicMeta, Watermarks,
 };
 use crate::limits;
 
@@ -128,13 +129,14 @@ impl Store for MemoryStore {
         Ok(GroupInfo { state, members: Vec::new() })
     }
 
-    async fn list_groups(&self) -> Result<Vec<String>, AdminError> {
-        let mut groups: Vec<String> =
-            self.broker.lock().committed.keys().map(|(group_id, _, _)| group_id.clone()).collect();
-        groups.sort_unstable();
-        groups.dedup();
-        groups.truncate(limits::GROUPS_LISTED_MAX);
-        Ok(groups)
+    async fn list_groups(&self, topic: &str) -> Result<Vec<ListedGroup>, AdminError> {
+        let inner = self.broker.lock();
+        let readers: BTreeSet<&String> = inner.log(topic).map(|log| log.readers.iter().collect()).unwrap_or_default();
+        let committed: BTreeSet<&String> = inner.committed.keys().map(|(group_id, _, _)| group_id).collect();
+        let read = readers.iter().map(|group_id| (*group_id, true));
+        let others = committed.difference(&readers).map(|group_id| (*group_id, false));
+        let listed = read.chain(others).take(limits::GROUPS_LISTED_MAX);
+        Ok(listed.map(|(group_id, is_read)| ListedGroup { group_id: group_id.clone(), is_read }).collect())
     }
 
     async fn committed(&self, topic: &Topic, group_id: &str) -> Result<Vec<(Partition, Offset)>, AdminError> {
@@ -339,6 +341,9 @@ mod tests {
             let begin = Begin { reset: Reset::Oldest, partitions: 1 };
             let group = store.open_group(&topic, "g", begin).expect("the topic is there");
             assert_eq!(store.describe_group("t", "g").await.expect("known").state, GroupState::Stable);
+            let listed = |is_read| Ok(vec![ListedGroup { group_id: "g".to_owned(), is_read }]);
+            assert_eq!(store.list_groups("t").await, listed(true));
+            assert_eq!(store.list_groups("u").await, listed(false), "it reads another topic");
             for refused in
                 [store.set_committed(&topic, "g", &[(0, 1)]).await, store.delete_committed(&topic, "g").await]
             {
@@ -366,6 +371,7 @@ mod tests {
             store.close_group(&group).await;
             assert!(matches!(store.seek(&group, vec![(0, 0)]).await, Err(SeekError::Unavailable { .. })));
             assert_eq!(store.describe_group("t", "g").await.expect("known").state, GroupState::Empty);
+            assert_eq!(store.list_groups("t").await, listed(false));
             assert_eq!(store.delete_committed(&topic, "g").await, Ok(()));
             assert_eq!(store.committed(&topic, "g").await, Ok(Vec::new()));
         });

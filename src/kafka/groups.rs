@@ -17,7 +17,7 @@ use crate::{
     config::resolve::Config,
     limits,
     offload::Offload,
-    store::{AdminError, GroupInfo, GroupMember, GroupState, ListedGroup, Offset, Partition, Topic},
+    store::{AdminError, GroupInfo, GroupMember, ListedGroup, Offset, Partition, Topic},
 };
 
 /// See the module text.
@@ -41,8 +41,7 @@ impl GroupAdmin {
             Some(group) if !group.code.is_ok() => Err(refusal(group.code, "")),
             Some(group) => Ok(info(group, topic)),
             // Whoever did not answer may have it.
-            None => silent
-                .map_or(Ok(GroupInfo { state: GroupState::Dead, members: Vec::new() }), |code| Err(refusal(code, ""))),
+            None => silent.map_or(Ok(GroupInfo { members: Vec::new() }), |code| Err(refusal(code, ""))),
         }
     }
 
@@ -102,7 +101,7 @@ impl GroupAdmin {
         if info.members.iter().any(|member| !member.partitions.is_empty()) {
             return Err(AdminError::InUse);
         }
-        if info.state == GroupState::Dead || self.committed(topic, group_id).await?.is_empty() {
+        if self.committed(topic, group_id).await?.is_empty() {
             return Ok(());
         }
         let (config, offload) = (Arc::clone(&self.config), self.offload.clone());
@@ -146,14 +145,7 @@ fn info(group: Described, topic: &str) -> GroupInfo {
         member_id: member.member_id,
         host: member.host,
     };
-    let state = match group.state.as_str() {
-        "Empty" => GroupState::Empty,
-        "Stable" => GroupState::Stable,
-        "PreparingRebalance" | "CompletingRebalance" => GroupState::Rebalancing,
-        "Dead" => GroupState::Dead,
-        _ => GroupState::Unknown,
-    };
-    GroupInfo { state, members: group.members.into_iter().map(member).collect() }
+    GroupInfo { members: group.members.into_iter().map(member).collect() }
 }
 
 /// The groups that read `topic` stand first.
@@ -251,7 +243,6 @@ mod tests {
         let group = |group_id: &str, assignment: &[u8]| Described {
             group_id: group_id.to_owned(),
             code: ErrorCode(0),
-            state: "Stable".to_owned(),
             members: vec![DescribedMember {
                 client_id: String::new(),
                 member_id: String::new(),

@@ -280,13 +280,6 @@ pub(super) fn places(
     match at {
         At::Oldest => end(End::Oldest),
         At::Newest => end(End::Latest),
-        At::Offset(offset) => {
-            let (oldest, latest) = (end(End::Oldest)?, end(End::Latest)?);
-            let clamped = |((partition, low), (_, high)): ((_, Offset), (_, Offset))| {
-                (partition, offset.max(low).min(high.max(low)))
-            };
-            Ok(oldest.into_iter().zip(latest).map(clamped).collect())
-        }
         At::TimeMs(time_ms) => {
             // First the ends: what is published meanwhile is not older than that.
             let latest = end(End::Latest)?;

@@ -1,17 +1,14 @@
 //! What a store says about groups and positions, and how a group is moved.
 //!
-//! Types only: the calls are those of [`super::Store`]. Offsets here are always the next to read. This file knows no HTTP and no
-//! Kafka client.
+//! Types only: the calls are those of [`super::Store`]. This file knows no HTTP and no Kafka client.
 
-use super::{Offset, Partition};
+use super::Partition;
 
 /// A place in every partition of a topic.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum At {
     Oldest,
     Newest,
-    /// The same offset in every partition; beyond an end of the log it means that end.
-    Offset(Offset),
     /// Where the first message stands whose timestamp is not before this (unix ms); the newest if there is none.
     TimeMs(i64),
 }
@@ -28,24 +25,9 @@ pub struct GroupMember {
     pub partitions: Vec<Partition>,
 }
 
-/// What a group's coordinator says of it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum GroupState {
-    /// No members; it may have commits.
-    Empty,
-    Stable,
-    /// Its partitions are being shared out anew; what members own is not certain.
-    Rebalancing,
-    /// There is no such group.
-    Dead,
-    /// A state this version does not know.
-    Unknown,
-}
-
 /// A group and its members.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct GroupInfo {
-    pub state: GroupState,
     pub members: Vec<GroupMember>,
 }
 

@@ -22,7 +22,7 @@ use std::{cell::Cell, future::Future, rc::Rc, sync::Arc};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-pub use admin::{At, GroupInfo, GroupMember, GroupState, ListedGroup, SeekError};
+pub use admin::{At, GroupInfo, GroupMember, ListedGroup, SeekError};
 pub use group::{
     Acked, Bounds, Budget, Burial, Delivery, FetchError, FetchSpec, Grant, Group, GroupStatus, LeaseSpec, Stuck,
 };

@@ -13,8 +13,8 @@ use std::{
 };
 
 use super::{
-    Ack, AdminError, At, Begin, Bounds, Group, GroupInfo, GroupState, ListedGroup, Message, Offset, Partition,
-    ProduceError, Record, SeekError, Store, Stored, Topic, TopicMeta, Watermarks, murmur2,
+    Ack, AdminError, At, Begin, Bounds, Group, GroupInfo, ListedGroup, Message, Offset, Partition, ProduceError,
+    Record, SeekError, Store, Stored, Topic, TopicMeta, Watermarks, murmur2,
 };
 use crate::config::resolve::{Config, NullConfig};
 
@@ -117,7 +117,7 @@ impl Store for NullStore {
     }
 
     async fn describe_group(&self, _topic: &str, _group_id: &str) -> Result<GroupInfo, AdminError> {
-        Ok(GroupInfo { state: GroupState::Empty, members: Vec::new() })
+        Ok(GroupInfo { members: Vec::new() })
     }
 
     async fn list_groups(&self, _topic: &str) -> Result<Vec<ListedGroup>, AdminError> {

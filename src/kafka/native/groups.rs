@@ -130,7 +130,6 @@ impl Client {
 pub struct Described {
     pub group_id: String,
     pub code: ErrorCode,
-    pub state: String,
     pub members: Vec<DescribedMember>,
 }
 
@@ -183,7 +182,6 @@ unsafe fn described(group: *const rd::rd_kafka_group_info) -> Described {
         Described {
             group_id: text_at((*group).group),
             code: code_at(&raw const (*group).err),
-            state: text_at((*group).state),
             members: members.collect(),
         }
     }

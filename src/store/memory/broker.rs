@@ -62,7 +62,6 @@ impl Segment {
         match at {
             At::Oldest => self.base,
             At::Newest => self.latest(),
-            At::Offset(offset) => offset.clamp(self.base, self.latest()),
             At::TimeMs(time_ms) => {
                 let found = self.messages.iter().find(|message| message.timestamp_ms >= time_ms);
                 found.map_or_else(|| self.latest(), |message| message.offset)

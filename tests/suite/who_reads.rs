@@ -1,19 +1,21 @@
 //! A reader sees its own groups, the owner of a topic sees all of them, and both see who they are, wherever they are.
 //!
 //! Method: known amounts are published and read, and every field of every row must say so, on both listeners and both stores. Apps whose
-//! names begin alike have groups that are called alike; none may see another's. On the real cluster two gateways and Kafka's own
-//! consumer share a group, and whichever gateway is asked shows the partitions of all three.
+//! names begin alike have groups that are called alike; none may see another's. Of more groups than an answer shows, the one that reads is
+//! shown. On the real cluster two gateways and Kafka's own consumer share a group, and whichever gateway is asked shows the partitions of
+//! all three.
 
-use std::time::Duration;
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use kateway_tests::client::Request;
 use kateway_tests::java::Member;
 use kateway_tests::kateway::Kateway;
 use kateway_tests::topic::Topic;
-use kateway_tests::{folder, problem, wait_until};
+use kateway_tests::{figures, folder, problem, wait_until};
 use serde_json::Value;
 
-use crate::stage::{SOON, Stage, single};
+use crate::stage::{SOON, Stage, call, single};
 use crate::{Case, kafka};
 
 pub const CASES: &[Case] = &[
@@ -27,11 +29,17 @@ pub const CASES: &[Case] = &[
         apps_do_not_see_each_other(&Stage::on_kafka("read", 2));
     })
     .kafka(),
+    Case::new("who_reads::of_many_groups_those_that_read_are_shown_on_memory", || {
+        of_many_groups_those_that_read_are_shown(&Stage::on_memory("many"));
+    }),
     Case::new("who_reads::members_elsewhere_are_shown", members_elsewhere_are_shown).kafka(),
 ];
 
 const FIELDS: [&str; 11] =
     ["appid", "group", "partition", "pold", "pubd", "subd", "lag", "realip", "shard", "gateway", "state"];
+
+/// Groups that one answer shows.
+const GROUPS_SHOWN_MAX: usize = 200;
 
 /// The shared secret of gateways that ask each other.
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
@@ -138,6 +146,31 @@ fn apps_do_not_see_each_other(stage: &Stage) {
     }
 }
 
+/// More than one answer looks at; the one that reads is the last by its name.
+fn of_many_groups_those_that_read_are_shown(stage: &Stage) {
+    stage.fill(0, 0..1);
+    let named = |n: usize| format!("idle-{n:03}");
+    let mut connection = stage.gateway.subscriber();
+    for n in 0..GROUPS_SHOWN_MAX + 4 {
+        call(&mut connection, &stage.topic.move_to_time(&named(n), "oldest")).expect(200);
+    }
+    let all = stage.call(&stage.topic.all_readers()).expect(200);
+    assert_eq!(all.header("x-groups-omitted"), Some("4"));
+    stage.call(&stage.topic.read("reads", "wait=20s")).expect(200);
+    for request in [stage.topic.all_readers(), stage.topic.readers_as(&stage.topic.appid, "")] {
+        let start = Instant::now();
+        let answer = stage.call(&request).expect(200);
+        figures::note("who reads, of 205 groups", format!("{:?}", start.elapsed()));
+        assert_eq!(answer.header("x-groups-omitted"), Some("5"));
+        let rows = rows(&stage.gateway, &request);
+        let groups: BTreeSet<&str> = rows.iter().filter_map(|row| row["group"].as_str()).collect();
+        assert_eq!(groups.len(), GROUPS_SHOWN_MAX);
+        assert!(groups.contains("reads") && groups.contains(named(0).as_str()));
+    }
+    let one = stage.call(&stage.topic.readers_as(&stage.topic.appid, "group=reads")).expect(200);
+    assert_eq!(one.header("x-groups-omitted"), None);
+}
+
 fn members_elsewhere_are_shown() {
     let topic = Topic::fresh("read");
     let admin = kafka().admin();
@@ -168,7 +201,7 @@ fn members_elsewhere_are_shown() {
     });
 }
 
-fn shows_all(rows: &[Value], of_java: &std::collections::BTreeSet<i32>) -> bool {
+fn shows_all(rows: &[Value], of_java: &BTreeSet<i32>) -> bool {
     let is_java = |row: &&Value| of_java.iter().any(|partition| row["partition"] == *partition);
     let of = |id: &str| rows.iter().filter(|row| names(&row["gateway"], id)).count();
     let foreign = rows.iter().filter(is_java).filter(|row| names(&row["gateway"], "java-member")).count();

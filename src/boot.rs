@@ -203,6 +203,17 @@ fn bound_addr(socket: &Socket, addr: SocketAddr) -> Result<SocketAddr, StartErro
     Ok(bound.as_socket().unwrap_or(addr))
 }
 
+/// Whether other gateways are expected, Kafka is on another host, and this gateway says that it is reached on its own.
+fn is_for_this_host_only(config: &Config) -> bool {
+    let is_loopback = |address: &str| {
+        address.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_loopback())
+            || address.starts_with("localhost:")
+    };
+    config.gateway.peer_secret.is_some()
+        && config.gateway.advertise.as_deref().is_some_and(is_loopback)
+        && config.kafka.brokers.split(',').any(|broker| !is_loopback(broker))
+}
+
 /// Says loudly what an operator must not overlook.
 fn announce(config: &Config) {
     if config.store == StoreKind::Memory {
@@ -215,6 +226,9 @@ fn announce(config: &Config) {
         tracing::warn!(
             "sub has no address of its own and gateway.advertise is empty: other gateways cannot find this one"
         );
+    }
+    if let Some(address) = config.gateway.advertise.as_deref().filter(|_| is_for_this_host_only(config)) {
+        tracing::warn!(address, "gateways on other hosts cannot reach this one there: set gateway.advertise");
     }
     tracing::warn!("tenancy.mode=open: any valid Appid is taken, no secret is checked");
     if config.store == StoreKind::Kafka && config.gateway.peer_secret.is_none() {

@@ -38,6 +38,7 @@ pub mod readiness;
 pub mod proto;
 
 pub mod store;
+pub mod within;
 
 pub mod registry;
 

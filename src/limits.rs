@@ -51,10 +51,14 @@ pub const OFFLOAD_THREADS: usize = 4;
 pub const LEASES_MAX: usize = 10_000;
 /// Groups of one core whose members are remembered; over it they are looked up again.
 pub const GROUP_LOOKS_MAX: usize = 2_000;
-/// Reads one core has forwarded to other gateways at a time; over it they wait for what is owned here.
+/// Reads one core has forwarded to other gateways at a time; over it they wait for what is owned here, or for room.
 pub const PEER_READS_MAX: usize = 200;
-/// What one gateway asks of another; a buried message with a body of its own is the largest.
-pub const PEER_ASK_BYTES_MAX: usize = 1024 * 1024;
+/// What one gateway asks of another, beside the body of a message that is buried; over it: 413.
+pub const PEER_ASK_BYTES_MAX: usize = 512 * 1024;
+/// Other gateways a core knows at a time; over it further ones cannot be asked.
+pub const PEERS_MAX: usize = 256;
+/// Looks at the members of groups under way for each core; further ones wait. Each asks every broker.
+pub const GROUP_LOOKS_RUNNING_MAX: usize = 2;
 /// What it is answered: a batch, and what stands around its messages. One message alone may be larger than a batch.
 pub const PEER_ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Body of an acknowledgement: as many offsets as a batch has messages.

@@ -13,7 +13,7 @@ use std::{
 
 /// The import order: a module sees what stands in a line above its own. Modules of one line do not see each other.
 const ORDER: &[&[&str]] = &[
-    &["error", "limits"],
+    &["error", "limits", "within"],
     &["config"],
     &["metrics"],
     &["offload", "profile", "readiness"],

@@ -13,7 +13,7 @@ use super::{
     call::{self, Answer},
     codes,
     context::Context,
-    frame::{AckAt, Done, GroupKey, Op},
+    frame::{AckAt, GroupKey, Op},
     home,
     query::{self, Query},
     reply::Problem,
@@ -111,9 +111,7 @@ pub fn by_fields(head: &Head<'_>, is_next: bool) -> Result<Option<AckAt>, Proble
 /// Has the owners acknowledge; an error names what no lease holds.
 pub async fn acknowledge(ctx: &Rc<Context>, key: &GroupKey, items: Vec<AckAt>) -> Result<(), Problem> {
     let names: Vec<(i32, i64)> = items.iter().map(|item| (item.partition, item.offset)).collect();
-    let Done::Acked(acked) = home::ask(ctx, key, Op::Ack(items), false).await? else {
-        return Err(Problem::new(&codes::INTERNAL, "acknowledgements were answered with something else"));
-    };
+    let acked = home::each(ctx, key, Op::Ack(items)).await?;
     let cells = &ctx.metrics.cells;
     let lost: Vec<String> = names
         .iter()

@@ -9,7 +9,7 @@
 use std::{
     rc::Rc,
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
@@ -20,7 +20,7 @@ use super::{
     call::{self, Answer},
     codes,
     context::Context,
-    frame::{BuryAt, Done, GroupKey, Op},
+    frame::{BuryAt, GroupKey, Op},
     home,
     query::Query,
     reply::{self, Problem},
@@ -28,13 +28,16 @@ use super::{
 use crate::{
     proto::Head,
     registry::names::Queue,
-    store::{Ack, Acked, Burial, DUE_HEADER, Group, Header, Record, Store},
+    store::{Ack, Acked, Burial, DUE_HEADER, Group, Header, ProduceError, Record, Store},
+    within::within,
 };
 
 /// The parameters of the route.
 pub const PARAMETERS: &[&str] = &["group", "q", "delay", "next"];
 /// The longest `delay`.
 const DELAY_MAX: Duration = Duration::from_hours(24 * 30);
+/// Between two looks at a message that is being buried already.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Between two tries to bury a message that was delivered too often.
 const WORN_AGAIN: Duration = Duration::from_secs(1);
 
@@ -77,11 +80,10 @@ impl Bury {
         shadow_or_topic(ctx, &self.key.topic).await?;
         self.at.body = Some(self.body).filter(|body| !body.is_empty());
         let name = format!("partition {} offset {}", self.at.partition, self.at.offset);
-        match home::ask(ctx, &self.key, Op::Bury(self.at), false).await? {
-            Done::Buried(Acked::Done) => Ok(Answer::ok(200)),
-            Done::Buried(_) => Err(Problem::new(&codes::LEASE_LOST, format!("no lease holds {name}"))),
-            _ => Err(Problem::new(&codes::INTERNAL, "a burial was answered with something else")),
+        if home::each(ctx, &self.key, Op::Bury(self.at)).await? == [Acked::Done] {
+            return Ok(Answer::ok(200));
         }
+        Err(Problem::new(&codes::LEASE_LOST, format!("no lease holds {name}")))
     }
 }
 
@@ -99,13 +101,15 @@ pub async fn shadow_or_topic(ctx: &Rc<Context>, name: &str) -> Result<Rc<crate::
 // === on the group's home ===
 
 /// Buries a message that is leased here. Goes on when who asked has gone.
-pub async fn here(ctx: &Rc<Context>, group: Option<&Rc<Group>>, at: &BuryAt) -> Result<Acked, Problem> {
-    let Some(group) = group else { return Ok(Acked::NotOwned) };
-    let burial = match group.begin_bury(at.partition, at.offset) {
-        Ok(burial) => burial,
-        // There is no copy of what was acknowledged.
-        Err(Acked::Done) => return Ok(Acked::NotLeased),
-        Err(acked) => return Ok(acked),
+pub async fn here(ctx: &Rc<Context>, group: &Rc<Group>, at: &BuryAt) -> Result<Acked, Problem> {
+    let by = Instant::now() + ctx.config.borrow().publish.deadline;
+    let burial = loop {
+        match group.begin_bury(at.partition, at.offset) {
+            Ok(burial) => break burial,
+            // Who asked before did not hear what became of it: that is known soon.
+            Err(Acked::Burying) if Instant::now() < by => glommio::timer::sleep(LOOK_AGAIN).await,
+            Err(acked) => return Ok(acked),
+        }
     };
     let (answer, answered) = oneshot::channel();
     let (ctx, group, at) = (Rc::clone(ctx), Rc::clone(group), at.clone());
@@ -162,11 +166,8 @@ async fn copy(
     };
     let deadline = ctx.config.borrow().publish.deadline;
     let report = data.backend.produce(&topic, record, Ack::All).map_err(|error| reply::produce_failed(&error))?;
-    let late = async {
-        glommio::timer::sleep(deadline).await;
-        Err(crate::store::ProduceError::Unknown { reason: "no report came in time" })
-    };
-    futures_lite::future::or(report, late).await.map_err(|error| reply::produce_failed(&error))?;
+    let late = Err(ProduceError::Unknown { reason: "no report came in time" });
+    within(deadline, report).await.unwrap_or(late).map_err(|error| reply::produce_failed(&error))?;
     ctx.metrics.cells.buried.add(1);
     Ok(())
 }

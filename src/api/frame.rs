@@ -24,7 +24,7 @@ use super::{
 use crate::{
     config::resolve::{Config, Roles},
     mesh::{Mesh, ShardId},
-    store::{Acked, Delivery, FetchSpec, Grant, Offset, Partition, Reset},
+    store::{Acked, Delivery, FetchSpec, Grant, Offset, Outcome, Partition, Reset, TagFilter},
 };
 
 /// Names one group on its home core.
@@ -82,7 +82,7 @@ pub enum Op {
     Fetch(FetchRequest),
     Settle {
         grants: Vec<Grant>,
-        is_delivered: bool,
+        outcome: Outcome,
     },
     Renew {
         grants: Vec<Grant>,
@@ -97,6 +97,29 @@ pub enum Op {
     Release,
     /// The client of an endless answer did not take it.
     EndStream(u64),
+    /// The tag filter the group is to be read by from now on.
+    Filter(Option<TagFilter>),
+}
+
+impl Op {
+    /// The partitions of what is to be done, where it is done item by item: acknowledgements, a burial, moves.
+    pub fn partitions(&self) -> Vec<Partition> {
+        match self {
+            Self::Ack(items) => items.iter().map(|item| item.partition).collect(),
+            Self::Bury(bury) => vec![bury.partition],
+            Self::Move(moves) => moves.iter().map(|(partition, _)| *partition).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The same for some of its items only.
+    pub fn only(&self, wanted: &[usize]) -> Self {
+        match self {
+            Self::Ack(items) => Self::Ack(wanted.iter().map(|at| items[*at]).collect()),
+            Self::Move(moves) => Self::Move(wanted.iter().map(|at| moves[*at]).collect()),
+            whole => whole.clone(),
+        }
+    }
 }
 
 /// What came of an [`Op`].
@@ -104,13 +127,15 @@ pub enum Op {
 pub enum Done {
     Fetched(Delivery),
     Settled,
-    /// In the order asked.
-    Acked(Vec<Acked>),
-    Buried(Acked),
-    Moved(Vec<Acked>),
+    /// What became of each acknowledgement, burial or move, in the order asked.
+    Each(Vec<Acked>),
     Readers(Vec<Reader>),
     Released {
         has_readers: bool,
+    },
+    /// Not where it is being read by another.
+    Filter {
+        is_taken: bool,
     },
 }
 
@@ -143,11 +168,11 @@ pub enum Frame {
         request: FetchRequest,
         answer: oneshot::Sender<Result<RemoteLease, Problem>>,
     },
-    /// The messages under these grants were delivered, or were not.
+    /// What became of the answer with the messages under these grants.
     Settle {
         key: GroupKey,
         grants: Vec<Grant>,
-        is_delivered: bool,
+        outcome: Outcome,
         origin: Origin,
     },
     /// Something else asked of a group's home. `is_from_peer`: it is answered from what is here alone.
@@ -194,12 +219,13 @@ pub struct RemoteLease {
     key: GroupKey,
     home: ShardId,
     mesh: Mesh<Frame>,
-    delivered: bool,
+    outcome: Outcome,
 }
 
 impl RemoteLease {
     pub fn new(delivery: Delivery, origin: Origin, key: &GroupKey, home: ShardId, mesh: &Mesh<Frame>) -> Self {
-        Self { delivery, partitions: 0, origin, key: key.clone(), home, mesh: mesh.clone(), delivered: false }
+        let (key, mesh, outcome) = (key.clone(), mesh.clone(), Outcome::Unsent);
+        Self { delivery, partitions: 0, origin, key, home, mesh, outcome }
     }
 
     /// Who has them will say so himself.
@@ -207,9 +233,9 @@ impl RemoteLease {
         self.delivery.grants.clear();
     }
 
-    /// The client has them.
-    pub fn delivered(mut self) {
-        self.delivered = true;
+    /// Says what became of them.
+    pub fn settle(mut self, outcome: Outcome) {
+        self.outcome = outcome;
     }
 }
 
@@ -218,7 +244,7 @@ impl Drop for RemoteLease {
         let grants = std::mem::take(&mut self.delivery.grants);
         if !grants.is_empty() {
             let (key, origin) = (self.key.clone(), self.origin.clone());
-            let settle = Frame::Settle { key, grants, is_delivered: self.delivered, origin };
+            let settle = Frame::Settle { key, grants, outcome: self.outcome, origin };
             self.mesh.settle(self.home, settle);
         }
     }

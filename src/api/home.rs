@@ -2,28 +2,28 @@
 //! by a frame from another, or from another gateway.
 //!
 //! Invariants: only the home touches a group; a home that stays silent past the wait is an error for who asked, never a hang; what is
-//! owned by another gateway is asked of that one, once ([`super::owners`]). Per core.
+//! owned by another gateway is asked of that one, once ([`super::elsewhere`]). Per core.
 
 use std::{rc::Rc, time::Duration};
 
 use futures_channel::oneshot;
 
 use super::{
-    bury, codes,
+    codes,
     context::Context,
-    frame::{AckAt, Done, DrainPhase, FetchRequest, Frame, GroupKey, Op, Origin, Reader, RemoteLease},
+    elsewhere,
+    frame::{Done, DrainPhase, FetchRequest, Frame, GroupKey, Op, Origin, Reader, RemoteLease},
     owners,
     reply::{self, Problem},
 };
 use crate::{
     mesh::ShardId,
-    store::{Acked, Begin, Delivery, Grant, Group, Store},
+    store::{Acked, Begin, Delivery, Grant, Group, Outcome, Store},
+    within::within,
 };
 
 /// What the home core gets on top of what its work may take before it counts as silent.
 const MESH_GRACE: Duration = Duration::from_secs(5);
-/// What an acknowledgement, a burial or a move may take: it may have to find the owner during a rebalance.
-const OP_WITHIN: Duration = Duration::from_secs(10);
 
 /// What a read gave, and who is to be told what became of it.
 #[derive(Debug)]
@@ -52,12 +52,11 @@ impl Lease {
     }
 
     /// Says what became of them.
-    pub fn settle(self, is_delivered: bool) {
+    pub fn settle(self, outcome: Outcome) {
         match self {
-            Self::Local { group, delivery } => group.settle(&delivery.grants, is_delivered),
-            Self::Remote(remote) if is_delivered => remote.delivered(),
-            // Dropping it gives it back.
-            Self::Remote(_) | Self::Nothing => {}
+            Self::Local { group, delivery } => group.settle(&delivery.grants, outcome),
+            Self::Remote(remote) => remote.settle(outcome),
+            Self::Nothing => {}
         }
     }
 }
@@ -101,7 +100,7 @@ async fn fetch_here(ctx: &Rc<Context>, key: &GroupKey, request: &FetchRequest) -
         let delivery = group.fetch(&request.spec).await.map_err(reply::fetch_failed)?;
         return Ok(Lease::Local { group, delivery });
     }
-    owners::fetch(ctx, key, &group, request).await
+    elsewhere::fetch(ctx, key, &group, request).await
 }
 
 fn open(ctx: &Rc<Context>, key: &GroupKey, request: &FetchRequest) -> Result<Rc<Group>, Problem> {
@@ -152,16 +151,16 @@ pub async fn serve_fetch(
 }
 
 /// What became of messages that were read from here.
-pub fn settle(ctx: &Rc<Context>, key: GroupKey, grants: Vec<Grant>, is_delivered: bool, origin: Origin) {
+pub fn settle(ctx: &Rc<Context>, key: GroupKey, grants: Vec<Grant>, outcome: Outcome, origin: Origin) {
     let Some(data) = &ctx.data else { return };
     match origin {
         Origin::Home => {
             // A group that was left meanwhile has committed what it could; the rest comes again.
             if let Some(group) = data.groups.get(&key) {
-                group.settle(&grants, is_delivered);
+                group.settle(&grants, outcome);
             }
         }
-        Origin::Peer(addr) => data.peers.settle(ctx, addr, key, grants, is_delivered),
+        Origin::Peer(addr) => data.peers.settle(ctx, addr, key, grants, outcome),
     }
 }
 
@@ -173,8 +172,17 @@ pub async fn ask(ctx: &Rc<Context>, key: &GroupKey, op: Op, is_from_peer: bool) 
     if home == ctx.shard {
         return serve(ctx, key, op, is_from_peer).await;
     }
+    let patience = elsewhere::patience(ctx, &op) + MESH_GRACE;
     let frame = |answer| Frame::Ask { key: key.clone(), op, is_from_peer, answer };
-    ask_core(ctx, home, OP_WITHIN + MESH_GRACE, frame).await
+    ask_core(ctx, home, patience, frame).await
+}
+
+/// Has acknowledgements, a burial or moves done. Gives what became of each.
+pub async fn each(ctx: &Rc<Context>, key: &GroupKey, op: Op) -> Result<Vec<Acked>, Problem> {
+    match ask(ctx, key, op, false).await? {
+        Done::Each(done) => Ok(done),
+        _ => Err(Problem::new(&codes::INTERNAL, "the group's home answered something else")),
+    }
 }
 
 /// Acts on this core, the group's home.
@@ -183,9 +191,9 @@ pub async fn serve(ctx: &Rc<Context>, key: &GroupKey, op: Op, is_from_peer: bool
     let group = data.groups.get(key);
     match op {
         Op::Fetch(_) => Err(Problem::new(&codes::INTERNAL, "reads have a frame of their own")),
-        Op::Settle { grants, is_delivered } => {
+        Op::Settle { grants, outcome } => {
             if let Some(group) = group {
-                group.settle(&grants, is_delivered);
+                group.settle(&grants, outcome);
             }
             Ok(Done::Settled)
         }
@@ -195,26 +203,12 @@ pub async fn serve(ctx: &Rc<Context>, key: &GroupKey, op: Op, is_from_peer: bool
             }
             Ok(Done::Settled)
         }
-        Op::Ack(items) => {
-            let mut acked: Vec<Acked> = items.iter().map(|item| ack(group.as_ref(), item)).collect();
-            if !is_from_peer {
-                owners::ack(ctx, key, &items, &mut acked).await?;
-            }
-            Ok(Done::Acked(acked))
-        }
-        Op::Bury(bury) => {
-            let mut buried = bury::here(ctx, group.as_ref(), &bury).await?;
-            if buried == Acked::NotOwned && !is_from_peer {
-                buried = owners::bury(ctx, key, bury).await?;
-            }
-            Ok(Done::Buried(buried))
-        }
-        Op::Move(moves) => owners::move_to(ctx, key, group, moves, is_from_peer).await.map(Done::Moved),
+        Op::Ack(_) | Op::Bury(_) | Op::Move(_) => elsewhere::act(ctx, key, &op, is_from_peer).await.map(Done::Each),
         Op::Release => {
             let mut has_readers = release(ctx, key, group).await;
             if !is_from_peer && !has_readers {
                 let members = owners::look(ctx, key, Duration::ZERO).await?;
-                let others = owners::ask_all(ctx, key, &members, &Op::Release).await;
+                let others = elsewhere::ask_all(ctx, key, &members, &Op::Release).await;
                 has_readers = others.iter().any(|done| matches!(done, Done::Released { has_readers: true }));
             }
             Ok(Done::Released { has_readers })
@@ -225,19 +219,15 @@ pub async fn serve(ctx: &Rc<Context>, key: &GroupKey, op: Op, is_from_peer: bool
             }
             if !is_from_peer && owners::may_ask(ctx) {
                 let members = owners::look(ctx, key, owners::TRUSTED).await?;
-                owners::ask_all(ctx, key, &members, &Op::EndStream(stream)).await;
+                elsewhere::ask_all(ctx, key, &members, &Op::EndStream(stream)).await;
             }
             Ok(Done::Settled)
         }
+        Op::Filter(filter) => {
+            let is_taken = group.is_none_or(|group| group.adopt_filter(filter.as_ref()).is_ok());
+            Ok(Done::Filter { is_taken })
+        }
         Op::Readers => Ok(Done::Readers(group.map_or_else(Vec::new, |group| readers(ctx, &group)))),
-    }
-}
-
-fn ack(group: Option<&Rc<Group>>, item: &AckAt) -> Acked {
-    match (group, item.extend) {
-        (None, _) => Acked::NotOwned,
-        (Some(group), None) => group.ack_at(item.partition, item.offset),
-        (Some(group), Some(term)) => group.extend_at(item.partition, item.offset, term),
     }
 }
 
@@ -281,11 +271,7 @@ async fn ask_core<T>(
         .send(core, frame(answer))
         .map_err(|_| Problem::new(&codes::CORE_BUSY, format!("the inbox of core {} is full", core.0)))?;
     let silent = || Problem::new(&codes::CORE_BUSY, format!("core {} did not answer", core.0));
-    let timeout = async {
-        glommio::timer::sleep(patience).await;
-        Err(silent())
-    };
-    futures_lite::future::or(async { answered.await.unwrap_or_else(|_| Err(silent())) }, timeout).await
+    within(patience, answered).await.and_then(Result::ok).unwrap_or_else(|| Err(silent()))
 }
 
 /// Has a core do what only a core with a data plane can.

@@ -15,6 +15,7 @@ pub mod bury;
 pub mod call;
 pub mod codes;
 pub mod context;
+pub mod elsewhere;
 pub mod format;
 pub mod frame;
 pub mod groups;
@@ -29,6 +30,7 @@ pub mod query;
 pub mod readers;
 pub mod reply;
 pub mod resume;
+pub mod seal;
 pub mod shadow;
 pub mod status;
 pub mod stream;
@@ -210,7 +212,7 @@ fn route(ctx: &Rc<Context>, head: &Head<'_>, Arrival { roles, client }: Arrival)
             };
             (if head.method == Method::Put { Route::Bury } else { Route::Subscribe }, planned())
         }
-        [b"v1", b"peer", b"ops"] if roles.subscribe => {
+        [b"v1", b"peer", b"ops" | b"greeting"] if roles.subscribe => {
             let planned = || {
                 check_method(head, &[Method::Post], "POST")?;
                 peer::Asked::plan(ctx, head).map(Action::Peer)
@@ -305,12 +307,12 @@ fn check_method(head: &Head<'_>, allowed: &[Method], allow: &'static str) -> Res
 
 impl Planned {
     /// The most body this request may have; `None` when it was refused and its body is not wanted.
-    pub fn body_bytes_max(&self) -> Option<usize> {
+    pub fn body_bytes_max(&self, ctx: &Context) -> Option<usize> {
         match &self.action {
             Action::Refuse(_) => None,
             Action::Publish(publish) => Some(publish.bytes_max()),
             Action::Call(call) => Some(call.body_bytes_max()),
-            Action::Peer(_) => Some(limits::PEER_ASK_BYTES_MAX),
+            Action::Peer(_) => Some(peer::Asked::body_bytes_max(ctx)),
             // A body that means nothing here is read and ignored, as RFC 9110 has it for GET, within reason.
             Action::Subscribe(_) | Action::Manage(_) | Action::Profile(_) => Some(limits::HEAD_BYTES_MAX),
         }
@@ -328,7 +330,7 @@ impl Planned {
 
     /// The answer to a body that could not be read; `None`: nobody is there to be told.
     pub fn body_failed(self, ctx: &Context, cause: Malformed) -> Option<Reply> {
-        let problem = match (cause, self.body_bytes_max()) {
+        let problem = match (cause, self.body_bytes_max(ctx)) {
             (Malformed::BodyTooLarge, Some(bytes_max)) => Some(publish::too_large(bytes_max)),
             (cause, _) => reply::malformed(cause),
         };

@@ -1,13 +1,14 @@
 //! From gateway to gateway: what is asked of a group's home that is another gateway's.
 //!
 //! ```text
-//!   POST /v1/peer/ops    x-kateway-peer: <gateway.peer_secret>    x-kateway-hop: <id of the asking gateway>
-//!   body: (GroupKey, Op)    answer: Result<Done, (code, detail)>    both by postcard
+//!   POST /v1/peer/greeting    a nonce; the answer is its seal
+//!   POST /v1/peer/ops         (GroupKey, Op); the answer is Result<Done, (code, detail)>; both by postcard
+//!   both: x-kateway-seal, see `seal`
 //! ```
 //!
-//! One HTTP/2 connection for each pair of core and gateway. Invariants: what comes this way is answered from what is here, and never
-//! sent on; without the secret nothing is answered; messages that were read this way are acknowledged only when this gateway's
-//! client has them, and those whose gateway dies come again when their lease ends. Per core.
+//! One HTTP/2 connection for each pair of core and gateway. Invariants: nothing is told to an address that has not shown that the
+//! gateway meant is there; what comes this way is answered from what is here, and never sent on; messages that were read this way are
+//! acknowledged only when this gateway's client has them, and those whose gateway dies come again when their lease ends. Per core.
 
 use std::{
     cell::{Cell, RefCell},
@@ -29,6 +30,7 @@ use super::{
     home::{self, Lease},
     owners::unreachable,
     reply::{Problem, Stamp},
+    seal::{self, Broken, Purpose},
 };
 use crate::{
     limits,
@@ -37,17 +39,23 @@ use crate::{
         client::{Client, Post},
     },
     readiness::Socket,
-    store::Grant,
+    store::{Grant, LeaseSpec, Outcome, notify::Notify},
+    within::within,
 };
 
-/// The route.
-pub const PATH: &str = "/v1/peer/ops";
-const SECRET_FIELD: &str = "x-kateway-peer";
-const HOP_FIELD: &str = "x-kateway-hop";
+/// The routes.
+const OPS_PATH: &str = "/v1/peer/ops";
+const GREETING_PATH: &str = "/v1/peer/greeting";
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 /// A peer that could not be reached is not tried again sooner.
-const RECONNECT_AFTER: Duration = Duration::from_millis(500);
+const RECONNECT_AFTER: Duration = Duration::from_millis(250);
+const GREET_WITHIN: Duration = Duration::from_secs(2);
+/// How long messages that go to another gateway stay leased without a word of it.
+pub const ON_WAY: Duration = Duration::from_secs(10);
+/// How they are held for a client in auto mode.
+pub const AUTO: LeaseSpec =
+    LeaseSpec { term: ON_WAY, deliveries_max: None, stream: None, is_auto: true, on_way: Some(ON_WAY) };
 /// A settlement is worth a few tries: without it the messages come again.
 const SETTLE_TRIES: u32 = 3;
 const SETTLE_WITHIN: Duration = Duration::from_secs(3);
@@ -72,7 +80,15 @@ struct Kept {
 #[derive(Debug, Default)]
 struct Peer {
     client: RefCell<Option<Client>>,
-    failed_at: Cell<Option<Instant>>,
+    failed: RefCell<Option<(Instant, String)>>,
+    is_dialing: Cell<bool>,
+    dialed: Notify,
+}
+
+impl Peer {
+    fn live(&self) -> Option<Client> {
+        self.client.borrow().as_ref().filter(|client| !client.is_closed()).cloned()
+    }
 }
 
 /// Per core: the connections to other gateways.
@@ -95,37 +111,44 @@ impl Drop for Place<'_> {
 
 impl Peers {
     /// Room for one more forwarded read.
-    pub fn place(&self, ctx: &Context) -> Result<Place<'_>, Problem> {
+    pub fn place(&self, ctx: &Context) -> Option<Place<'_>> {
         if self.reading.get() >= limits::PEER_READS_MAX {
             ctx.metrics.cells.peer_refused.add(1);
-            return Err(unreachable("this core asks other gateways as often as it may"));
+            return None;
         }
         self.reading.set(self.reading.get() + 1);
-        Ok(Place(self))
+        Some(Place(self))
+    }
+
+    fn of(&self, addr: &Arc<str>) -> Option<Rc<Peer>> {
+        let mut by_addr = self.by_addr.borrow_mut();
+        if by_addr.len() >= limits::PEERS_MAX && !by_addr.contains_key(addr) {
+            by_addr.retain(|_, peer| peer.is_dialing.get() || peer.live().is_some());
+            if by_addr.len() >= limits::PEERS_MAX {
+                return None;
+            }
+        }
+        Some(Rc::clone(by_addr.entry(Arc::clone(addr)).or_default()))
     }
 
     /// Asks the gateway at `addr`.
     pub async fn call(
         &self,
-        ctx: &Context,
+        ctx: &Rc<Context>,
         addr: &Arc<str>,
         key: &GroupKey,
         op: &Op,
-        within: Duration,
+        limit: Duration,
     ) -> Result<Done, Problem> {
         if ctx.config.borrow().gateway.peer_secret.is_none() {
             return Err(unreachable("gateway.peer_secret is not set"));
         }
-        let peer = Rc::clone(self.by_addr.borrow_mut().entry(Arc::clone(addr)).or_default());
+        let peer = self.of(addr).ok_or_else(|| unreachable("this core knows as many gateways as it takes"))?;
         let called = async {
             let client = connect(ctx, &peer, addr).await?;
             post(ctx, &client, addr, key, op).await
         };
-        let late = async {
-            glommio::timer::sleep(within).await;
-            Err("it does not answer".to_owned())
-        };
-        match futures_lite::future::or(called, late).await {
+        match within(limit, called).await.unwrap_or_else(|| Err("it does not answer".to_owned())) {
             Ok(Ok(done)) => Ok(done),
             Ok(Err(Failure { number, detail })) => Err(Problem::new(codes::by_number(number), detail)),
             Err(why) => {
@@ -138,19 +161,19 @@ impl Peers {
     }
 
     /// Remembers leases that are to be renewed until they are settled.
-    pub fn keep(&self, addr: &Arc<str>, key: &GroupKey, grants: &[Grant], is_auto: bool) {
-        if is_auto && !grants.is_empty() {
+    pub fn keep(&self, addr: &Arc<str>, key: &GroupKey, grants: &[Grant]) {
+        if !grants.is_empty() {
             self.kept.borrow_mut().push(Kept { addr: Arc::clone(addr), key: key.clone(), grants: grants.to_vec() });
         }
     }
 
     /// Tells the gateway what became of messages that were read from it.
-    pub fn settle(&self, ctx: &Rc<Context>, addr: Arc<str>, key: GroupKey, grants: Vec<Grant>, is_delivered: bool) {
+    pub fn settle(&self, ctx: &Rc<Context>, addr: Arc<str>, key: GroupKey, grants: Vec<Grant>, outcome: Outcome) {
         self.kept.borrow_mut().retain(|kept| kept.addr != addr || kept.grants != grants);
         let ctx = Rc::clone(ctx);
         glommio::spawn_local(async move {
             let Some(data) = &ctx.data else { return };
-            let op = Op::Settle { grants, is_delivered };
+            let op = Op::Settle { grants, outcome };
             for _ in 0..SETTLE_TRIES {
                 if data.peers.call(&ctx, &addr, &key, &op, SETTLE_WITHIN).await.is_ok() {
                     return;
@@ -177,23 +200,54 @@ impl Peers {
     }
 }
 
-async fn connect(ctx: &Context, peer: &Peer, addr: &Arc<str>) -> Result<Client, String> {
-    if let Some(client) = peer.client.borrow().as_ref().filter(|client| !client.is_closed()) {
-        return Ok(client.clone());
+/// The connection to that gateway, once it has shown who it is. One dials at a time; others wait for it.
+async fn connect(ctx: &Rc<Context>, peer: &Rc<Peer>, addr: &Arc<str>) -> Result<Client, String> {
+    loop {
+        if let Some(client) = peer.live() {
+            return Ok(client);
+        }
+        if let Some((_, why)) = peer.failed.borrow().as_ref().filter(|(at, _)| at.elapsed() < RECONNECT_AFTER) {
+            return Err(why.clone());
+        }
+        let dialed = peer.dialed.wait();
+        if !peer.is_dialing.replace(true) {
+            let (ctx, peer, addr) = (Rc::clone(ctx), Rc::clone(peer), Arc::clone(addr));
+            // In a task of its own: whoever asked may go away, others wait for the same connection.
+            glommio::spawn_local(async move {
+                match open(&ctx, &addr).await {
+                    Ok(client) => _ = peer.client.replace(Some(client)),
+                    Err(why) => _ = peer.failed.replace(Some((Instant::now(), why))),
+                }
+                peer.is_dialing.set(false);
+                peer.dialed.ring();
+            })
+            .detach();
+        }
+        dialed.await;
     }
-    if peer.failed_at.get().is_some_and(|at| at.elapsed() < RECONNECT_AFTER) {
-        return Err("it could not be reached a moment ago".to_owned());
-    }
-    let addr = Arc::clone(addr);
-    let connected = ctx.offload.run(move || dial(&addr)).await.map_err(|error| format!("{error:?}"))?;
-    let client = match connected.and_then(Socket::adopt).map_err(|error| error.to_string()) {
-        Ok(socket) => Client::over(socket).await,
-        Err(error) => Err(error),
+}
+
+async fn open(ctx: &Context, addr: &Arc<str>) -> Result<Client, String> {
+    let to = Arc::clone(addr);
+    let connected = ctx.offload.run(move || dial(&to)).await.map_err(|error| format!("offload pool: {error:?}"))?;
+    let socket = connected.and_then(Socket::adopt).map_err(|error| error.to_string())?;
+    let greeted = async {
+        let client = Client::over(socket).await?;
+        greet(ctx, &client, addr).await?;
+        Ok(client)
     };
-    peer.failed_at.set(client.is_err().then(Instant::now));
-    let client = client?;
-    peer.client.replace(Some(client.clone()));
-    Ok(client)
+    within(GREET_WITHIN, greeted).await.unwrap_or_else(|| Err("it does not answer a greeting".to_owned()))
+}
+
+async fn greet(ctx: &Context, client: &Client, addr: &str) -> Result<(), String> {
+    let nonce = ctx.unique().to_be_bytes();
+    let answer = sealed(ctx, client, addr, Purpose::Greeting, Bytes::copy_from_slice(&nonce)).await?;
+    let config = ctx.config();
+    let secret = config.gateway.peer_secret.as_deref().ok_or("gateway.peer_secret is not set")?;
+    match seal::open(secret, Purpose::Answer, &answer, addr, &nonce) {
+        Ok(_) => Ok(()),
+        Err(broken) => Err(format!("what answers there is not a gateway with our gateway.peer_secret ({broken:?})")),
+    }
 }
 
 /// Blocks: in the offload pool.
@@ -214,52 +268,86 @@ fn dial(addr: &str) -> std::io::Result<OwnedFd> {
 }
 
 async fn post(ctx: &Context, client: &Client, addr: &str, key: &GroupKey, op: &Op) -> Result<Answered, String> {
+    let body = postcard::to_stdvec(&(key, op)).map_err(|error| error.to_string())?;
+    let answer = sealed(ctx, client, addr, Purpose::Ask, body.into()).await?;
+    postcard::from_bytes(&answer).map_err(|error| error.to_string())
+}
+
+async fn sealed(ctx: &Context, client: &Client, addr: &str, purpose: Purpose, body: Bytes) -> Result<Bytes, String> {
     let config = ctx.config();
     let secret = config.gateway.peer_secret.as_deref().ok_or("gateway.peer_secret is not set")?;
-    let body = postcard::to_stdvec(&(key, op)).map_err(|error| error.to_string())?;
+    let seal = seal::seal(secret, purpose, &config.gateway.id, addr, &body);
     let post = Post {
         authority: addr,
-        path: PATH,
-        fields: &[(SECRET_FIELD, secret), (HOP_FIELD, &config.gateway.id)],
-        body: body.into(),
+        path: if purpose == Purpose::Greeting { GREETING_PATH } else { OPS_PATH },
+        fields: &[(seal::FIELD, &seal)],
+        body,
         answer_bytes_max: limits::PEER_ANSWER_BYTES_MAX,
     };
     let (status, body) = client.post(post).await?;
-    if status != 200 {
-        return Err(format!("it answered {status}"));
+    if status == 200 {
+        return Ok(body);
     }
-    postcard::from_bytes(&body).map_err(|error| error.to_string())
+    let document: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
+    Err(format!("it answered {status} {}", document["detail"].as_str().unwrap_or_default()))
 }
 
 // === the other side ===
 
-/// A question of another gateway, whose secret was found good.
+/// A question of another gateway. Whether it is one shows when its body is there.
 #[derive(Debug)]
-pub struct Asked(());
+pub struct Asked {
+    seal: Box<[u8]>,
+    purpose: Purpose,
+}
 
 impl Asked {
     pub fn plan(ctx: &Context, head: &Head<'_>) -> Result<Self, Problem> {
-        let config = ctx.config.borrow();
-        let is_good = match (&config.gateway.peer_secret, head.field(SECRET_FIELD)) {
-            (Some(secret), Some(given)) => is_same(secret.as_bytes(), given),
-            _ => false,
-        };
-        if !is_good {
-            return Err(Problem::new(
-                &codes::NOT_A_PEER,
-                "only gateways with the same gateway.peer_secret are answered",
-            ));
+        let has_secret = ctx.config.borrow().gateway.peer_secret.is_some();
+        let seal = head.field(seal::FIELD).filter(|_| has_secret).ok_or_else(not_a_peer)?;
+        let purpose = if head.path == GREETING_PATH.as_bytes() { Purpose::Greeting } else { Purpose::Ask };
+        Ok(Self { seal: seal.into(), purpose })
+    }
+
+    /// The most body it may have: a buried message with a body of its own is the largest.
+    pub fn body_bytes_max(ctx: &Context) -> usize {
+        ctx.config.borrow().publish.message_bytes_max + limits::PEER_ASK_BYTES_MAX
+    }
+
+    /// Gives the seal of the answer to a greeting.
+    fn check(&self, ctx: &Context, body: &[u8]) -> Result<String, Problem> {
+        let refused = |detail: String| Problem::new(&codes::NOT_A_PEER, detail);
+        let config = ctx.config();
+        let gateway = &config.gateway;
+        let Some(secret) = gateway.peer_secret.as_deref() else { return Err(not_a_peer()) };
+        let addr = gateway.advertise.as_deref();
+        let addr = addr.ok_or_else(|| refused("this gateway does not say where it is reached".to_owned()))?;
+        match seal::open(secret, self.purpose, &self.seal, addr, body) {
+            Ok(id) if id == gateway.id => {
+                Err(refused(format!("gateway.id of who asks is {id:?}, as that of this gateway; they must differ")))
+            }
+            Ok(_) => Ok(seal::seal(secret, Purpose::Answer, &gateway.id, addr, body)),
+            Err(Broken::Wrong) => Err(not_a_peer()),
+            Err(Broken::Clocks { apart }) => Err(refused(format!(
+                "the clocks of the two gateways are {} s apart, more than {} s",
+                apart.as_secs(),
+                seal::CLOCKS_APART_MAX.as_secs()
+            ))),
         }
-        Ok(Self(()))
     }
 
     pub async fn run(self, ctx: &Rc<Context>, body: &Bytes, stamp: &Stamp) -> Result<Reply, Problem> {
+        let answer = self.check(ctx, body)?;
+        if self.purpose == Purpose::Greeting {
+            return Ok(reply(stamp, answer.into_bytes()));
+        }
         let asked = postcard::from_bytes::<(GroupKey, Op)>(body);
         let (key, op) = asked.map_err(|error| Problem::new(&codes::INVALID_BODY, error.to_string()))?;
         ctx.metrics.cells.peer_asked.add(1);
         let (answered, on_sent): (_, Option<Box<dyn Sent>>) = match op {
             Op::Fetch(mut request) => {
                 request.is_from_peer = true;
+                request.spec.lease.get_or_insert(AUTO).on_way.get_or_insert(ON_WAY);
                 match home::fetch(ctx, &key, request).await {
                     Ok(mut lease) => {
                         let delivery = lease.delivery().cloned().unwrap_or_default();
@@ -274,17 +362,21 @@ impl Asked {
             answered.map_err(|problem| Failure { number: problem.code.number, detail: problem.detail.into_owned() });
         let bytes =
             postcard::to_stdvec(&answered).map_err(|error| Problem::new(&codes::INTERNAL, error.to_string()))?;
-        let mut reply =
-            Reply::new(200).field("X-Request-Id", &stamp.request_id).body("application/octet-stream", bytes);
+        let mut reply = reply(stamp, bytes);
         reply.on_sent = on_sent;
         Ok(reply)
     }
 }
 
-/// In a time that says nothing about where they differ.
-fn is_same(secret: &[u8], given: &[u8]) -> bool {
-    let differs = secret.iter().zip(given).fold(0, |differs, (a, b)| differs | (a ^ b));
-    secret.len() == given.len() && differs == 0
+fn reply(stamp: &Stamp, body: Vec<u8>) -> Reply {
+    Reply::new(200).field("X-Request-Id", &stamp.request_id).body("application/octet-stream", body)
+}
+
+fn not_a_peer() -> Problem {
+    Problem::new(
+        &codes::NOT_A_PEER,
+        "only gateways with the same gateway.peer_secret are answered, and what was meant for this one",
+    )
 }
 
 /// Messages on their way to another gateway: once they are there, that one says what becomes of them.
@@ -302,7 +394,7 @@ impl Sent for Handed {
 impl Drop for Handed {
     fn drop(&mut self) {
         if let Some(lease) = self.0.take() {
-            lease.settle(false);
+            lease.settle(Outcome::Unsent);
         }
     }
 }

@@ -86,9 +86,7 @@ impl Move {
                 vec![(partition, offset)]
             }
         };
-        let Done::Moved(moved) = home::ask(ctx, &self.key, Op::Move(moves.clone()), false).await? else {
-            return Err(Problem::new(&codes::INTERNAL, "a move was answered with something else"));
-        };
+        let moved = home::each(ctx, &self.key, Op::Move(moves.clone())).await?;
         if moved.iter().any(|moved| *moved != Acked::Done) {
             return Err(Problem::new(
                 &codes::PEER_UNREACHABLE,

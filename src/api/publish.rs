@@ -23,6 +23,7 @@ use crate::{
     proto::{Head, Reply, head::Framing},
     registry::names,
     store::{Ack, Header, Partition, ProduceError, Record, Store, Stored, TAG_HEADER, Topic},
+    within::within,
 };
 
 /// The parameters of the route.
@@ -158,7 +159,7 @@ impl Publish {
             return Ok(queued_reply(stamp));
         }
         let mut report = data.backend.produce(topic, record, self.ack)?;
-        let stored = within(&mut report, late).await;
+        let stored = reported(&mut report, late).await;
         let resumed = Instant::now();
         *timing = Some(Timing { enqueued, reported: report.reported_at().unwrap_or(resumed), resumed });
         stored.map(|stored| stored_reply(stored, data.backend.is_volatile(), stamp))
@@ -238,25 +239,19 @@ async fn in_time(
     look_up: impl Future<Output = Result<Rc<Topic>, Problem>>,
     deadline: Duration,
 ) -> Result<Rc<Topic>, Problem> {
-    let late = async {
-        glommio::timer::sleep(deadline).await;
-        Err(Problem::new(&codes::UNAVAILABLE, "the topic could not be looked up within the deadline"))
-    };
-    futures_lite::future::or(look_up, late).await
+    let late = || Err(Problem::new(&codes::UNAVAILABLE, "the topic could not be looked up within the deadline"));
+    within(deadline, look_up).await.unwrap_or_else(late)
 }
 
 /// The report, no later than the deadline. The store bounds a wait that begins at once by itself; here only what a slow look-up
 /// of the topic has taken is taken off.
-async fn within(
+async fn reported(
     report: impl Future<Output = Result<Stored, ProduceError>>,
     deadline: Option<Instant>,
 ) -> Result<Stored, ProduceError> {
     let Some(deadline) = deadline else { return report.await };
-    let late = async {
-        glommio::timer::sleep(deadline.saturating_duration_since(Instant::now())).await;
-        Err(ProduceError::Unknown { reason: "DEADLINE" })
-    };
-    futures_lite::future::or(report, late).await
+    let left = deadline.saturating_duration_since(Instant::now());
+    within(left, report).await.unwrap_or(Err(ProduceError::Unknown { reason: "DEADLINE" }))
 }
 
 fn check_size(head: &Head<'_>, bytes_max: usize) -> Result<(), Problem> {

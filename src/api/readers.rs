@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use super::{
     call::{self, Answer},
     context::Context,
+    elsewhere,
     frame::{Done, GroupKey, Op, Reader},
     home, owners,
     owners::{Owner, Whereabouts},
@@ -180,7 +181,7 @@ async fn seats(ctx: &Rc<Context>, key: &GroupKey) -> Result<HashMap<Partition, S
 /// What the gateways know of their readers.
 pub async fn known(ctx: &Rc<Context>, key: &GroupKey, members: &Whereabouts) -> Result<Vec<Reader>, Problem> {
     let here = home::ask(ctx, key, Op::Readers, true).await?;
-    let all = owners::ask_all(ctx, key, members, &Op::Readers).await.into_iter().chain([here]);
+    let all = elsewhere::ask_all(ctx, key, members, &Op::Readers).await.into_iter().chain([here]);
     Ok(all.flat_map(|done| if let Done::Readers(readers) = done { readers } else { Vec::new() }).collect())
 }
 

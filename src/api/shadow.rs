@@ -13,7 +13,7 @@ use super::{
     call::{self, Answer},
     codes,
     context::Context,
-    frame::{BuryAt, Done, FetchRequest, GroupKey, Op},
+    frame::{BuryAt, FetchRequest, GroupKey, Op},
     home,
     query::Query,
     reply::{self, Problem},
@@ -22,7 +22,7 @@ use crate::{
     limits,
     proto::Head,
     registry::names::Queue,
-    store::{Acked, AdminError, FetchSpec, LeaseSpec, Reset, Store},
+    store::{Acked, AdminError, FetchSpec, LeaseSpec, Outcome, Reset, Store},
 };
 
 /// Messages read from the dead queue at a time.
@@ -103,7 +103,7 @@ impl Redrive {
                 wait,
                 linger: Duration::ZERO,
                 filter: None,
-                lease: Some(LeaseSpec { term: STEP_LEASE, deliveries_max: None, stream: None, is_auto: false }),
+                lease: Some(LeaseSpec::of(STEP_LEASE)),
                 client: None,
                 with_ends: false,
             };
@@ -112,14 +112,14 @@ impl Redrive {
             let mut lease = home::fetch(ctx, &self.key, request).await?;
             let messages = lease.take_messages().messages;
             // Held, whatever becomes of this request.
-            lease.settle(true);
+            lease.settle(Outcome::Delivered);
             if messages.is_empty() {
                 return Ok(Answer::json(200, &json!({ "ok": 1, "moved": moved, "done": true })));
             }
             for message in messages {
                 let (partition, offset) = (message.partition, message.offset);
                 let at = BuryAt { partition, offset, queue: Arc::clone(&self.retry), body: None, delay: None };
-                if !matches!(home::ask(ctx, &self.key, Op::Bury(at), false).await?, Done::Buried(Acked::Done)) {
+                if home::each(ctx, &self.key, Op::Bury(at)).await? != [Acked::Done] {
                     // Its lease has ended. A later one's burial would acknowledge it, as processed before: all of them come again.
                     break;
                 }

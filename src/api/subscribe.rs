@@ -29,7 +29,7 @@ use crate::{
     mesh::ShardId,
     proto::{Body, BodySource, Head, Reply, Sent, reply::Aborted},
     registry::names::{self, Queue},
-    store::{Delivery, FetchSpec, Gap, LeaseSpec, Offset, Partition, Reset, TagFilter, Topic},
+    store::{Delivery, FetchSpec, Gap, LeaseSpec, Offset, Outcome, Partition, Reset, TagFilter, Topic},
 };
 
 /// The parameters of the route.
@@ -247,7 +247,7 @@ fn lease(
         return Err(Problem::new(&codes::INVALID_PARAMETER, detail));
     }
     let stream = is_stream.then(|| ctx.unique());
-    Ok(Some(LeaseSpec { term: term.unwrap_or(LEASE_DEFAULT), deliveries_max, stream, is_auto: false }))
+    Ok(Some(LeaseSpec { deliveries_max, stream, ..LeaseSpec::of(term.unwrap_or(LEASE_DEFAULT)) }))
 }
 
 fn answer(mut settlement: Settlement, is_single: bool, format: Format, stamp: &Stamp) -> Reply {
@@ -327,7 +327,7 @@ impl Sent for Settlement {
     fn sent(mut self: Box<Self>) {
         self.count();
         if let Some(lease) = self.lease.take() {
-            lease.settle(true);
+            lease.settle(Outcome::Delivered);
         }
     }
 }
@@ -336,7 +336,7 @@ impl Drop for Settlement {
     fn drop(&mut self) {
         if let Some(lease) = self.lease.take() {
             self.ctx.metrics.cells.sub_given_back.add(1);
-            lease.settle(false);
+            lease.settle(Outcome::Cut);
         }
     }
 }

@@ -34,6 +34,7 @@ use crate::{
     proto::{date, watch::Every},
     readiness::Socket,
     server::{Connections, SWEEP_MS, listener::Listener},
+    within::within,
 };
 
 /// Exit code of a drain that a second signal cut short.
@@ -219,11 +220,7 @@ async fn finish(ctx: &Rc<Context>, deadline: Instant) -> bool {
     let mut all = true;
     for (shard, answered) in asked {
         let left = deadline.saturating_duration_since(Instant::now());
-        let late = async {
-            glommio::timer::sleep(left).await;
-            None
-        };
-        match futures_lite::future::or(async { answered.await.ok() }, late).await {
+        match within(left, answered).await.and_then(Result::ok) {
             Some(0) => {}
             Some(unreported) => tracing::warn!(shard = shard.0, unreported, "records without a report at the end"),
             None => {

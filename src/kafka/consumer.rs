@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_lite::{AsyncReadExt, future};
+use futures_lite::AsyncReadExt;
 use glommio::Task;
 
 use super::{
@@ -37,6 +37,7 @@ use crate::{
     offload::Offload,
     readiness::Socket,
     store::{Begin, Bounds, Group, Offset, Partition, Topic, notify::Notify},
+    within::within,
 };
 
 /// How long a client that could not be made, or that broke, waits for the next.
@@ -154,8 +155,7 @@ impl Member {
         let by = Instant::now() + REJOIN;
         while !self.group.is_closing() && Instant::now() < by {
             let rung = self.group.bell.wait();
-            let late = async { glommio::timer::sleep(by.saturating_duration_since(Instant::now())).await };
-            future::or(rung, late).await;
+            within(by.saturating_duration_since(Instant::now()), rung).await;
         }
     }
 
@@ -163,13 +163,9 @@ impl Member {
     pub async fn leave(&self) {
         self.group.close();
         let over = self.over.wait();
-        if !self.is_over.get() {
-            let late = async {
-                glommio::timer::sleep(LEAVE_MAX + COMMIT_MAX).await;
-                self.around.stats.closes_overdue.one();
-                tracing::warn!(group = self.group.group_id, "a group could not be left in time");
-            };
-            future::or(over, late).await;
+        if !self.is_over.get() && within(LEAVE_MAX + COMMIT_MAX, over).await.is_none() {
+            self.around.stats.closes_overdue.one();
+            tracing::warn!(group = self.group.group_id, "a group could not be left in time");
         }
         self.abandon();
         self.around.stats.groups_closed.one();

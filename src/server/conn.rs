@@ -36,6 +36,7 @@ use crate::{
         head::Framing,
     },
     readiness::Socket,
+    within::within,
 };
 
 /// Frames in a core's inbox from which on it counts as stuck.
@@ -209,7 +210,7 @@ async fn serve_h1(
                 return Some((home, h1));
             }
         }
-        let Some(bytes_max) = planned.body_bytes_max() else {
+        let Some(bytes_max) = planned.body_bytes_max(ctx) else {
             let goes_on = h1.skip_buffered(&pending);
             let reply = planned.run(ctx, Bytes::new()).await;
             h1 = answer(ctx, h1, reply, &pending, !goes_on).await?;
@@ -277,12 +278,8 @@ async fn answer_malformed(ctx: &Rc<Context>, mut h1: H1<Socket>, cause: Malforme
 }
 
 /// The body, or a time-out. The timer is only made for a body that is not there yet.
-async fn within(read: impl Future<Output = Result<Bytes, Malformed>>, limit: Duration) -> Result<Bytes, Malformed> {
-    let late = async {
-        glommio::timer::sleep(limit).await;
-        Err(Malformed::BodyTimeout)
-    };
-    futures_lite::future::or(read, late).await
+async fn in_time(read: impl Future<Output = Result<Bytes, Malformed>>, limit: Duration) -> Result<Bytes, Malformed> {
+    within(limit, read).await.unwrap_or(Err(Malformed::BodyTimeout))
 }
 
 /// Counts a panic of the stream that holds it; hyper's task then resets the stream.
@@ -319,15 +316,15 @@ impl h2::AnswerFn<Planned> for H2Service {
         let ctx = Rc::clone(&self.ctx);
         async move {
             let _counted = PanicCounted(&ctx);
-            let Some(bytes_max) = planned.body_bytes_max() else {
+            let Some(bytes_max) = planned.body_bytes_max(&ctx) else {
                 // An answer before the end of the body resets the stream, which many clients take for a failure. What became of
                 // the body does not matter.
                 let patience = Duration::from_millis(limits::REFUSED_BODY_MS_MAX);
-                let _ = within(body.read(limits::REFUSED_BODY_BYTES_MAX), patience).await;
+                let _ = in_time(body.read(limits::REFUSED_BODY_BYTES_MAX), patience).await;
                 return planned.run(&ctx, Bytes::new()).await;
             };
             let body_timeout = ctx.config.borrow().http.body_timeout;
-            match within(body.read(bytes_max), body_timeout).await {
+            match in_time(body.read(bytes_max), body_timeout).await {
                 Ok(body) => planned.run(&ctx, body).await,
                 // A client that has gone gets this answer nowhere.
                 Err(cause) => planned.body_failed(&ctx, cause).unwrap_or_else(|| Reply::new(400)),

@@ -22,6 +22,7 @@ use crate::{
     readiness,
     server::{Connections, SWEEP_MS, conn, listener::Listener},
     store::Store,
+    within::within,
 };
 
 /// Between two looks for idle groups.
@@ -91,8 +92,8 @@ impl Shard {
                     let _ = answer.send(call.run_here(&ctx).await);
                 });
             }
-            Frame::Settle { key, grants, is_delivered, origin } => {
-                home::settle(&self.ctx, key, grants, is_delivered, origin);
+            Frame::Settle { key, grants, outcome, origin } => {
+                home::settle(&self.ctx, key, grants, outcome, origin);
             }
             Frame::Connection { socket, unread, roles } => {
                 let connections = Rc::clone(&self.connections);
@@ -173,10 +174,7 @@ impl Shard {
                 leave.await;
             }
         };
-        let late = async {
-            glommio::timer::sleep(deadline.saturating_duration_since(Instant::now())).await;
-        };
-        futures_lite::future::or(all_left, late).await;
+        within(deadline.saturating_duration_since(Instant::now()), all_left).await;
         left
     }
 

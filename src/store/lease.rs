@@ -23,7 +23,7 @@ pub type LeaseId = u64;
 enum State {
     Leased(LeaseId),
     Acked,
-    /// By the lease that had it, where that can still be named by whoever holds it; else 0.
+    /// By the lease that had it; 0 where nobody can name a lease that ever had it.
     Returned(LeaseId),
     Burying,
     /// Not to be handed out yet.
@@ -36,7 +36,9 @@ pub enum Holder {
     Lease(LeaseId),
     /// It is acknowledged, or was before this table began.
     Done,
-    /// Not handed out, not known, returned, or on its way to a shadow queue.
+    /// It is on its way to a shadow queue.
+    Burial,
+    /// Not handed out, not known, or returned.
     Nobody,
 }
 
@@ -179,7 +181,8 @@ impl LeaseTable {
         match self.entry(offset).map(|entry| entry.state) {
             Some(State::Leased(lease)) => Holder::Lease(lease),
             Some(State::Acked) => Holder::Done,
-            Some(State::Returned(_) | State::Burying | State::Delayed) | None => Holder::Nobody,
+            Some(State::Burying) => Holder::Burial,
+            Some(State::Returned(_) | State::Delayed) | None => Holder::Nobody,
         }
     }
 
@@ -190,34 +193,57 @@ impl LeaseTable {
 
     /// Acknowledges the messages of `lease` between `first` and `last`. Gives how many were.
     pub fn ack(&mut self, lease: LeaseId, first: Offset, last: Offset) -> usize {
-        let acked = self.change(lease, first, last, State::Acked);
+        let mut bytes = 0;
+        let acked = self.change(lease, first, last, |entry| {
+            // Dropped where it stands: taking it would move it out first.
+            bytes += entry.message.as_ref().map_or(0, Message::bytes);
+            entry.message = None;
+            State::Acked
+        });
+        self.bytes -= bytes;
         self.advance();
         acked
     }
 
     /// The messages of `lease` between `first` and `last` go back: they are delivered again before new ones. `named`: whoever
-    /// holds the lease may still name it.
+    /// holds the lease may still name it. What was delivered before may be named by whoever had it then.
     pub fn give_back(&mut self, lease: LeaseId, first: Offset, last: Offset, named: bool) -> usize {
-        let returned = self.change(lease, first, last, State::Returned(if named { lease } else { 0 }));
+        let former = |entry: &mut Entry| State::Returned(if named || entry.deliveries > 1 { lease } else { 0 });
+        let returned = self.change(lease, first, last, former);
+        self.note_returned(first, returned);
+        returned
+    }
+
+    /// As [`LeaseTable::give_back`], of an answer of which nothing left: no delivery at all.
+    pub fn take_back(&mut self, lease: LeaseId, first: Offset, last: Offset) -> usize {
+        let returned = self.change(lease, first, last, |entry| {
+            entry.deliveries -= 1;
+            State::Returned(if entry.deliveries > 0 { lease } else { 0 })
+        });
+        self.note_returned(first, returned);
+        returned
+    }
+
+    fn note_returned(&mut self, first: Offset, returned: usize) {
         self.returned += returned;
         if returned > 0 {
             self.returned_from = self.returned_from.min(first);
         }
-        returned
     }
 
     /// A leased message is on its way to a shadow queue: nobody's until [`LeaseTable::buried`].
     pub fn bury(&mut self, lease: LeaseId, offset: Offset) -> bool {
-        self.change(lease, offset, offset, State::Burying) == 1
+        self.change(lease, offset, offset, |_| State::Burying) == 1
     }
 
-    /// The message is in the shadow queue, which acknowledges it; or it is not, and goes back to `lease`, or to whoever comes next.
-    pub fn buried(&mut self, offset: Offset, is_stored: bool, lease: Option<LeaseId>) {
+    /// The message is in the shadow queue, which acknowledges it; or it is not, and goes back to `lease`, or, where that has ended
+    /// (`is_held`), to whoever comes next.
+    pub fn buried(&mut self, offset: Offset, is_stored: bool, lease: LeaseId, is_held: bool) {
         let Some(entry) = self.entry_mut(offset).filter(|entry| entry.state == State::Burying) else { return };
-        entry.state = match lease {
+        entry.state = match is_held {
             _ if is_stored => State::Acked,
-            Some(lease) => State::Leased(lease),
-            None => State::Returned(0),
+            true => State::Leased(lease),
+            false => State::Returned(lease),
         };
         let bytes = if is_stored { entry.message.take().map_or(0, |message| message.bytes()) } else { 0 };
         match entry.state {
@@ -268,22 +294,22 @@ impl LeaseTable {
         self.entries.get_mut(index).filter(|entry| entry.offset == offset)
     }
 
-    fn change(&mut self, lease: LeaseId, first: Offset, last: Offset, to: State) -> usize {
+    fn change(
+        &mut self,
+        lease: LeaseId,
+        first: Offset,
+        last: Offset,
+        mut to: impl FnMut(&mut Entry) -> State,
+    ) -> usize {
         let from = self.index_of(first);
-        let (mut changed, mut bytes) = (0, 0);
+        let mut changed = 0;
         for entry in self.entries.range_mut(from..).take_while(|e| e.offset <= last) {
             if entry.state == State::Leased(lease) {
-                entry.state = to;
-                if to == State::Acked {
-                    // Dropped where it stands: taking it would move it out first.
-                    bytes += entry.message.as_ref().map_or(0, Message::bytes);
-                    entry.message = None;
-                }
+                entry.state = to(entry);
                 changed += 1;
             }
         }
         self.leased -= changed;
-        self.bytes -= bytes;
         changed
     }
 
@@ -353,17 +379,33 @@ mod tests {
     }
 
     #[test]
+    fn what_never_left_was_not_delivered() {
+        let mut table = LeaseTable::new(0);
+        (0..2).for_each(|offset| table.deliver(1, &message(offset)));
+        assert_eq!(table.take_back(1, 0, 1), 2);
+        let again = |table: &mut LeaseTable, lease| {
+            table.redeliver(lease, None).map(|again| (again.message.offset, again.deliveries, again.former))
+        };
+        assert_eq!(again(&mut table, 2), Some((0, 1, 0)), "its first delivery, and nobody can name the lease");
+        table.give_back(2, 0, 0, true);
+        assert_eq!(again(&mut table, 3), Some((0, 2, 2)));
+        table.take_back(3, 0, 0);
+        assert_eq!(again(&mut table, 4), Some((0, 2, 3)), "not mixed with what others had");
+    }
+
+    #[test]
     fn a_message_being_buried_is_nobodys_and_stops_the_end() {
         let mut table = LeaseTable::new(0);
         (0..3).for_each(|offset| table.deliver(1, &message(offset)));
         assert!(table.bury(1, 0));
         assert!(!table.bury(1, 0), "once");
         assert_eq!(table.ack(1, 0, 2), 2);
-        assert_eq!((table.end(), table.holder(0), table.holder(1)), (0, Holder::Nobody, Holder::Done));
-        table.buried(0, false, None);
-        assert_eq!(table.redeliver(2, None).map(|again| again.deliveries), Some(2));
+        assert_eq!((table.end(), table.holder(0), table.holder(1)), (0, Holder::Burial, Holder::Done));
+        table.buried(0, false, 1, false);
+        let again = table.redeliver(2, None).map(|again| (again.deliveries, again.former));
+        assert_eq!(again, Some((2, 1)), "whoever had it may still name its lease");
         assert!(table.bury(2, 0));
-        table.buried(0, true, None);
+        table.buried(0, true, 2, false);
         assert_eq!((table.end(), table.bytes(), table.outstanding()), (3, 0, 0));
     }
 

@@ -24,7 +24,8 @@ use serde::{Deserialize, Serialize};
 
 pub use admin::{At, GroupInfo, GroupMember, ListedGroup, SeekError};
 pub use group::{
-    Acked, Bounds, Budget, Burial, Delivery, FetchError, FetchSpec, Grant, Group, GroupStatus, LeaseSpec, Stuck,
+    Acked, Bounds, Budget, Burial, Delivery, FetchError, FetchSpec, Grant, Group, GroupStatus, LeaseSpec, Outcome,
+    Stuck,
 };
 pub use tag::TagFilter;
 
@@ -127,7 +128,9 @@ impl Message {
 
     /// What it counts against a byte budget.
     pub fn bytes(&self) -> usize {
-        self.value.len() + self.key.as_ref().map_or(0, Bytes::len)
+        let of_header = |(name, value): &Header| name.len() + value.as_ref().map_or(0, Bytes::len);
+        let headers = self.headers.as_deref().map_or(0, |headers| headers.iter().map(of_header).sum());
+        self.value.len() + self.key.as_ref().map_or(0, Bytes::len) + headers
     }
 }
 

@@ -31,6 +31,7 @@ use super::{
 use crate::{
     limits,
     store::{Offset, Partition},
+    within::within,
 };
 
 /// The consumer queue is polled at least so often.
@@ -145,7 +146,7 @@ impl Pump {
                 continue;
             }
             let nap = self.nap(now);
-            futures_lite::future::or(rung, async { glommio::timer::sleep(nap).await }).await;
+            within(nap, rung).await;
         }
     }
 
@@ -462,8 +463,7 @@ impl Pump {
                 self.member.around.stats.closes_overdue.one();
                 return;
             }
-            let step = async { glommio::timer::sleep(Duration::from_millis(20)).await };
-            futures_lite::future::or(rung, step).await;
+            within(Duration::from_millis(20), rung).await;
         }
     }
 }

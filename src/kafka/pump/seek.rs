@@ -16,7 +16,6 @@ use std::{
 };
 
 use futures_channel::oneshot;
-use futures_lite::future;
 
 use super::{
     super::{consumer::Member, rebalance::Sought},
@@ -25,6 +24,7 @@ use super::{
 use crate::{
     limits,
     store::{Offset, Partition, SeekError},
+    within::within,
 };
 
 /// A move somebody waits for.
@@ -89,12 +89,11 @@ impl Member {
         self.group.bell.ring();
         // A rebalance may have to end first, and each of the two waits for brokers.
         let seek_max = self.around.config.kafka.admin_timeout * 2;
-        let late = async {
-            glommio::timer::sleep(seek_max).await;
-            Err(unavailable("the group did not move in time"))
-        };
-        future::or(async { answered.await.unwrap_or_else(|_| Err(unavailable("the group's client ended"))) }, late)
-            .await
+        match within(seek_max, answered).await {
+            Some(Ok(moved)) => moved,
+            Some(Err(_)) => Err(unavailable("the group's client ended")),
+            None => Err(unavailable("the group did not move in time")),
+        }
     }
 }
 
@@ -188,6 +187,6 @@ mod tests {
         assert_eq!(seeks.next().map(|seek| seek.moves[&0]), Some(2));
         seeks.clear();
         let last = waiting.pop().expect("one waits");
-        assert!(future::block_on(last).is_err(), "it hears that it will not happen");
+        assert!(futures_lite::future::block_on(last).is_err(), "it hears that it will not happen");
     }
 }

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Delivery, FetchError, FetchSpec, Group, GroupStatus, PartitionStatus, Waiter, part::Part};
+use super::{Delivery, FetchError, FetchSpec, Group, GroupStatus, Outcome, PartitionStatus, Waiter, part::Part};
 use crate::{
     limits,
     store::{lease::LeaseId, tag::TagFilter},
@@ -39,7 +39,7 @@ struct Taken<'a> {
 
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
-        self.group.settle(&self.delivery.grants, false);
+        self.group.settle(&self.delivery.grants, Outcome::Unsent);
     }
 }
 
@@ -137,7 +137,8 @@ impl Group {
         Ok(Place { group: self, waiter })
     }
 
-    fn adopt_filter(&self, filter: Option<&TagFilter>) -> Result<(), FetchError> {
+    /// From now on the group is read by this filter; refused while it is read by another.
+    pub fn adopt_filter(&self, filter: Option<&TagFilter>) -> Result<(), FetchError> {
         if self.filter.borrow().as_ref() == filter {
             return Ok(());
         }
@@ -146,7 +147,18 @@ impl Group {
             return Err(FetchError::FilterConflict);
         }
         *self.filter.borrow_mut() = filter.cloned();
+        self.filter_agreed.set(false);
         Ok(())
+    }
+
+    /// Whether it is the filter in use, and the other members of the group were asked.
+    pub fn has_agreed(&self, filter: Option<&TagFilter>) -> bool {
+        self.filter_agreed.get() && self.filter.borrow().as_ref() == filter
+    }
+
+    /// They were asked, unless another filter came in between.
+    pub fn set_agreed(&self, filter: Option<&TagFilter>) {
+        self.filter_agreed.set(self.filter.borrow().as_ref() == filter);
     }
 
     /// Takes what is there, each partition in turn, returned messages of a partition before its new ones.

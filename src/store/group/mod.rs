@@ -23,7 +23,10 @@ use std::{
     collections::VecDeque,
     net::IpAddr,
     rc::Rc,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering},
+    },
     task::Waker,
     time::{Duration, Instant},
 };
@@ -33,13 +36,15 @@ use serde::{Deserialize, Serialize};
 use self::part::Part;
 pub use self::{
     budget::Budget,
-    part::{Acked, Burial, LeaseSpec},
+    part::{Acked, Burial, LeaseSpec, Outcome},
 };
 use super::{Gap, Message, Offset, Partition, lease::LeaseId, notify::Notify, tag::TagFilter};
 use crate::config::resolve::SubscribeConfig;
 
 /// Where the next group's epochs start: a late settlement meant for a group that was left must fit no later one of its name.
-static GENERATION: AtomicU64 = AtomicU64::new(1);
+/// Nor one of an earlier life of this gateway, which other gateways may still hold.
+static GENERATION: LazyLock<AtomicU64> =
+    LazyLock::new(|| AtomicU64::new(ahash::RandomState::new().hash_one(std::process::id())));
 
 /// What a client wants of one fetch.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -156,6 +161,8 @@ pub struct Group {
     waiters: RefCell<VecDeque<Rc<Waiter>>>,
     /// The filter in use; it may change when nobody waits and nothing is leased.
     filter: RefCell<Option<TagFilter>>,
+    /// Since it is in use the group's other members were asked whether theirs is over.
+    filter_agreed: Cell<bool>,
     fault: RefCell<Option<String>>,
     epoch: Cell<u64>,
     lease: Cell<LeaseId>,
@@ -219,6 +226,7 @@ impl Group {
             parts: RefCell::default(),
             waiters: RefCell::default(),
             filter: RefCell::default(),
+            filter_agreed: Cell::new(false),
             fault: RefCell::default(),
             epoch: Cell::new(GENERATION.fetch_add(1 << 32, Ordering::Relaxed)),
             lease: Cell::new(0),
@@ -368,6 +376,11 @@ impl Group {
         self.parts.borrow().iter().map(|p| p.id).collect()
     }
 
+    /// How many.
+    pub fn owned(&self) -> usize {
+        self.parts.borrow().len()
+    }
+
     /// Whether this assignment of the partition still holds.
     pub fn is_current(&self, partition: Partition, epoch: u64) -> bool {
         self.parts.borrow().iter().any(|p| p.id == partition && p.epoch == epoch)
@@ -394,7 +407,7 @@ impl Group {
 
     /// The answers with these messages were taken by their clients, or were not: then they go to the next client. Grants of an earlier
     /// assignment change nothing.
-    pub fn settle(&self, grants: &[Grant], is_delivered: bool) {
+    pub fn settle(&self, grants: &[Grant], outcome: Outcome) {
         if grants.is_empty() {
             return;
         }
@@ -402,11 +415,11 @@ impl Group {
         for grant in grants {
             self.with_part(grant.partition, |part, worn| {
                 if part.epoch == grant.epoch {
-                    part.settle(grant, is_delivered, now, worn);
+                    part.settle(grant, outcome, now, worn);
                 }
             });
         }
-        if is_delivered {
+        if outcome == Outcome::Delivered {
             self.bell.ring();
         } else {
             self.wake_first();

@@ -361,7 +361,7 @@ mod tests {
             assert_eq!(store.committed(&topic, "g").await, Ok(vec![(0, 5)]), "all or nothing");
             assert_eq!(store.seek(&group, vec![(0, 2)]).await, Ok(()));
             assert_eq!(store.committed(&topic, "g").await, Ok(vec![(0, 2)]));
-            group.settle(&before.grants, true);
+            group.settle(&before.grants, crate::store::Outcome::Delivered);
             assert_eq!(group.status().partitions[0].end, 2, "the lease is void");
             assert_eq!(group.fetch(&spec).await.expect("it is open").messages[0].offset, 2);
             store.close_group(&group).await;

@@ -23,6 +23,9 @@ use crate::store::{
     lease::{Holder, LeaseId, LeaseTable},
 };
 
+/// Burials of one partition that are remembered.
+const BURIED_MAX: usize = 256;
+
 /// How a client wants to hold what it gets (`ack=1`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct LeaseSpec {
@@ -34,6 +37,27 @@ pub struct LeaseSpec {
     pub stream: Option<u64>,
     /// Of the auto mode, read for another gateway: its delivery acknowledges it, and no client can.
     pub is_auto: bool,
+    /// Read for another gateway, which may die with the answer: so long the lease lives unless it is renewed, until that gateway says that
+    /// its client has the answer. `None`: whoever writes the answer will say for sure what became of it.
+    pub on_way: Option<Duration>,
+}
+
+impl LeaseSpec {
+    /// Of `term`, for a client of this gateway.
+    pub fn of(term: Duration) -> Self {
+        Self { term, deliveries_max: None, stream: None, is_auto: false, on_way: None }
+    }
+}
+
+/// What became of an answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Outcome {
+    /// Its client has it.
+    Delivered,
+    /// Its client has left, perhaps with some of it.
+    Cut,
+    /// Nothing of it left for its client, so it was no delivery.
+    Unsent,
 }
 
 /// What came of an acknowledgement.
@@ -43,6 +67,8 @@ pub enum Acked {
     Done,
     /// No lease holds that message.
     NotLeased,
+    /// It is on its way to a shadow queue; what becomes of it is known soon.
+    Burying,
     /// The partition is not this member's.
     NotOwned,
 }
@@ -53,13 +79,15 @@ pub struct Burial {
     pub epoch: u64,
     pub message: Message,
     pub deliveries: u32,
-    /// The lease it is taken from; none when its lease has ended.
-    pub lease: Option<LeaseId>,
+    /// The lease it is taken from, which may have ended.
+    pub lease: LeaseId,
 }
 
 #[derive(Debug)]
 struct Held {
     spec: LeaseSpec,
+    /// Its client has the answer: from then on its time counts.
+    is_delivered: bool,
     ends_at: Instant,
     first: Offset,
     last: Offset,
@@ -83,10 +111,15 @@ pub(super) struct Part {
     held: BTreeMap<LeaseId, Held>,
     /// No held lease ends before.
     expires_at: Option<Instant>,
+    /// What retention took, until an answer that says so was delivered.
     gap: Option<Gap>,
+    /// The answer that says so.
+    gap_told_by: Option<LeaseId>,
     /// When messages may be read that may not yet, in Unix ms.
     delayed: BTreeSet<(i64, Offset)>,
     has_delays: bool,
+    /// What was buried last: whoever did not hear of it may ask again.
+    buried: VecDeque<Offset>,
     share: Share,
 }
 
@@ -105,8 +138,10 @@ impl Part {
             held: BTreeMap::new(),
             expires_at: None,
             gap: None,
+            gap_told_by: None,
             delayed: BTreeSet::new(),
             has_delays,
+            buried: VecDeque::new(),
             share: Share::new(budget),
         }
     }
@@ -150,6 +185,7 @@ impl Part {
     pub fn note_gap(&mut self, from: Offset, to: Offset) {
         let from = self.gap.map_or(from, |gap| gap.from.min(from));
         self.gap = Some(Gap { partition: self.id, from, to });
+        self.gap_told_by = None;
     }
 
     fn account(&mut self) {
@@ -202,7 +238,10 @@ impl Part {
         }
         self.account();
         if let Some((first, last)) = span {
-            delivery.gaps.extend(self.gap.take());
+            if self.gap_told_by.is_none() && self.gap.is_some() {
+                delivery.gaps.extend(self.gap);
+                self.gap_told_by = Some(lease);
+            }
             (self.last_reader, self.delivered_at) = (spec.client, Some(now));
             if let Some(grant) = known.and_then(|at| delivery.grants.get_mut(at)) {
                 grant.last = last;
@@ -242,14 +281,16 @@ impl Part {
 
     /// The answer is still on its way.
     pub fn renew(&mut self, grant: &Grant, now: Instant) {
-        if let Some(held) = self.held.get_mut(&grant.lease) {
-            held.ends_at = held.ends_at.max(now + held.spec.term);
+        if let Some(held) = self.held.get_mut(&grant.lease).filter(|held| !held.is_delivered)
+            && let Some(on_way) = held.spec.on_way
+        {
+            held.ends_at = held.ends_at.max(now + on_way);
         }
     }
 
     fn hold(&mut self, lease: LeaseId, spec: LeaseSpec, (first, last): (Offset, Offset), leased: usize, now: Instant) {
-        let ends_at = now + spec.term;
-        let held = Held { spec, ends_at, first, last, leased, burying: 0 };
+        let ends_at = now + spec.on_way.unwrap_or(spec.term);
+        let held = Held { spec, is_delivered: false, ends_at, first, last, leased, burying: 0 };
         if let Some(known) = self.held.get_mut(&lease) {
             // The same answer took more after its first look.
             known.first = known.first.min(first);
@@ -262,17 +303,27 @@ impl Part {
     }
 
     /// The answer was taken by its client, or was not.
-    pub fn settle(&mut self, grant: &Grant, is_delivered: bool, now: Instant, worn: &mut Vec<Burial>) {
-        match (self.held.get_mut(&grant.lease), is_delivered) {
-            // Its time begins when the client has it.
-            (Some(held), true) if held.spec.is_auto => {
-                self.table.ack(grant.lease, grant.first, grant.last);
-                self.held.remove(&grant.lease);
+    pub fn settle(&mut self, grant: &Grant, outcome: Outcome, now: Instant, worn: &mut Vec<Burial>) {
+        let Grant { lease, first, last, .. } = *grant;
+        if self.gap_told_by == Some(lease) {
+            self.gap = self.gap.filter(|_| outcome != Outcome::Delivered);
+            self.gap_told_by = None;
+        }
+        match (outcome, self.held.get_mut(&lease)) {
+            (Outcome::Delivered, Some(held)) if !held.spec.is_auto => {
+                held.is_delivered = true;
+                held.ends_at = held.ends_at.max(now + held.spec.term);
             }
-            (Some(held), true) => held.ends_at = held.ends_at.max(now + held.spec.term),
-            (Some(_), false) => self.end_lease(grant.lease, worn),
-            (None, true) => _ = self.table.ack(grant.lease, grant.first, grant.last),
-            (None, false) => _ = self.table.give_back(grant.lease, grant.first, grant.last, false),
+            (Outcome::Delivered, _) => {
+                self.held.remove(&lease);
+                self.table.ack(lease, first, last);
+            }
+            (Outcome::Cut, Some(_)) => self.end_lease(lease, worn),
+            (Outcome::Cut, None) => _ = self.table.give_back(lease, first, last, false),
+            (Outcome::Unsent, _) => {
+                self.held.remove(&lease);
+                self.table.take_back(lease, first, last);
+            }
         }
         self.account();
     }
@@ -292,6 +343,7 @@ impl Part {
     fn holder(&self, offset: Offset) -> Result<LeaseId, Acked> {
         match self.table.holder(offset) {
             Holder::Done => Err(Acked::Done),
+            Holder::Burial => Err(Acked::Burying),
             Holder::Lease(lease) if self.held.get(&lease).is_some_and(|held| !held.spec.is_auto) => Ok(lease),
             Holder::Lease(_) | Holder::Nobody => Err(Acked::NotLeased),
         }
@@ -338,7 +390,8 @@ impl Part {
         if self.expires_at.is_none_or(|at| at > now) {
             return 0;
         }
-        let over: Vec<LeaseId> = self.held.iter().filter(|(_, h)| h.ends_at <= now).map(|(lease, _)| *lease).collect();
+        let is_over = |held: &Held| held.ends_at <= now && (held.is_delivered || held.spec.on_way.is_some());
+        let over: Vec<LeaseId> = self.held.iter().filter(|(_, held)| is_over(held)).map(|(lease, _)| *lease).collect();
         for lease in &over {
             self.end_lease(*lease, worn);
         }
@@ -371,17 +424,24 @@ impl Part {
         let Some(held) = self.held.remove(&lease) else { return };
         if let Some(deliveries_max) = held.spec.deliveries_max {
             for (message, deliveries) in self.table.bury_worn(lease, held.first, held.last, deliveries_max) {
-                worn.push(Burial { epoch: self.epoch, message, deliveries, lease: None });
+                worn.push(Burial { epoch: self.epoch, message, deliveries, lease });
             }
+        }
+        if self.gap_told_by == Some(lease) {
+            self.gap_told_by = None;
         }
         self.table.give_back(lease, held.first, held.last, true);
     }
 
     // === burying ===
 
-    /// Takes the message at `offset` out of its lease.
+    /// Takes the message at `offset` out of its lease. [`Acked::Done`]: it was buried a moment ago.
     pub fn begin_bury(&mut self, offset: Offset) -> Result<Burial, Acked> {
-        let lease = self.holder(offset)?;
+        let lease = self.holder(offset).map_err(|acked| match acked {
+            // There is no copy of what was only acknowledged.
+            Acked::Done if !self.buried.contains(&offset) => Acked::NotLeased,
+            acked => acked,
+        })?;
         let (message, deliveries) = self.table.message(offset).ok_or(Acked::NotLeased)?;
         let message = message.clone();
         if self.table.bury(lease, offset)
@@ -390,21 +450,25 @@ impl Part {
             held.leased -= 1;
             held.burying += 1;
         }
-        Ok(Burial { epoch: self.epoch, message, deliveries, lease: Some(lease) })
+        Ok(Burial { epoch: self.epoch, message, deliveries, lease })
     }
 
     /// The copy is stored, or is not. Stored, the rest of its lease up to there is acknowledged with it.
     pub fn end_bury(&mut self, burial: &Burial, is_stored: bool) {
         let offset = burial.message.offset;
-        let lease = burial.lease.filter(|lease| self.held.contains_key(lease));
-        self.table.buried(offset, is_stored, lease);
-        if let Some(lease) = lease {
-            if let Some(held) = self.held.get_mut(&lease) {
-                held.burying = held.burying.saturating_sub(1);
-                held.leased += usize::from(!is_stored);
+        if is_stored {
+            if self.buried.len() >= BURIED_MAX {
+                self.buried.pop_front();
             }
+            self.buried.push_back(offset);
+        }
+        let held = self.held.get_mut(&burial.lease);
+        self.table.buried(offset, is_stored, burial.lease, held.is_some());
+        if let Some(held) = held {
+            held.burying = held.burying.saturating_sub(1);
+            held.leased += usize::from(!is_stored);
             if is_stored {
-                self.ack_up_to(lease, offset);
+                self.ack_up_to(burial.lease, offset);
             }
         }
         self.account();

@@ -33,12 +33,19 @@ fn spec(messages_max: usize, lease: Option<LeaseSpec>) -> FetchSpec {
 
 #[allow(clippy::unnecessary_wraps)] // The form in which `spec` takes it.
 fn held(deliveries_max: Option<u32>, stream: Option<u64>) -> Option<LeaseSpec> {
-    Some(LeaseSpec { term: TERM, deliveries_max, stream, is_auto: false })
+    Some(LeaseSpec { deliveries_max, stream, ..LeaseSpec::of(TERM) })
 }
 
 fn take(part: &mut Part, lease: LeaseId, spec: &FetchSpec, now: Instant) -> Delivery {
     let mut delivery = Delivery::default();
     part.take(lease, spec, None, &mut delivery, now);
+    delivery
+}
+
+/// As [`take`], and the client has it.
+fn give(part: &mut Part, lease: LeaseId, spec: &FetchSpec, now: Instant) -> Delivery {
+    let delivery = take(part, lease, spec, now);
+    delivery.grants.iter().for_each(|grant| part.settle(grant, Outcome::Delivered, now, &mut Vec::new()));
     delivery
 }
 
@@ -78,8 +85,8 @@ fn a_stream_is_one_lease() {
 fn a_stream_is_acknowledged_as_far_as_it_was_given() {
     let (mut part, now) = (Part::new(0, 1, 0, true, &budget()), Instant::now());
     (0..4).for_each(|offset| part.push(message(offset)));
-    let short = LeaseSpec { term: TERM / 2, deliveries_max: None, stream: None, is_auto: false };
-    take(&mut part, 1, &spec(2, Some(short)), now);
+    let short = LeaseSpec::of(TERM / 2);
+    give(&mut part, 1, &spec(2, Some(short)), now);
     take(&mut part, 2, &spec(2, held(None, Some(7))), now);
     part.expire(now + TERM / 2, &mut Vec::new());
     assert_eq!(offsets(&take(&mut part, 3, &spec(2, held(None, Some(7))), now)), [0, 1]);
@@ -93,8 +100,8 @@ fn a_stream_is_acknowledged_as_far_as_it_was_given() {
 fn a_lease_ends_unless_it_is_extended() {
     let (mut part, now) = (Part::new(0, 1, 0, true, &budget()), Instant::now());
     (0..2).for_each(|offset| part.push(message(offset)));
-    take(&mut part, 1, &spec(1, held(None, None)), now);
-    take(&mut part, 2, &spec(1, held(None, None)), now);
+    give(&mut part, 1, &spec(1, held(None, None)), now);
+    give(&mut part, 2, &spec(1, held(None, None)), now);
     assert_eq!(part.extend_at(1, TERM * 2, now), Acked::Done);
     assert_eq!(part.expire(now + TERM, &mut Vec::new()), 1);
     assert_eq!((part.ack_at(0), part.extend_at(0, TERM, now)), (Acked::NotLeased, Acked::NotLeased), "late");
@@ -109,11 +116,11 @@ fn an_answer_that_was_not_taken_is_another_clients_at_once() {
     (0..4).for_each(|offset| part.push(message(offset)));
     for (lease, how) in [(1, None), (2, held(None, None))] {
         let delivery = take(&mut part, lease, &spec(2, how), now);
-        part.settle(&delivery.grants[0], false, now, &mut Vec::new());
+        part.settle(&delivery.grants[0], Outcome::Cut, now, &mut Vec::new());
         assert_eq!(part.table.returned(), 2);
         assert_eq!(offsets(&take(&mut part, lease + 10, &spec(2, None), now)).len(), 2);
         let grant = Grant { partition: 0, epoch: 1, lease: lease + 10, first: 0, last: 9 };
-        part.settle(&grant, true, now, &mut Vec::new());
+        part.settle(&grant, Outcome::Delivered, now, &mut Vec::new());
     }
     assert_eq!(part.table.end(), 4);
 }
@@ -122,8 +129,8 @@ fn an_answer_that_was_not_taken_is_another_clients_at_once() {
 fn returned_messages_of_two_leases_are_two_answers() {
     let (mut part, now) = (Part::new(0, 1, 0, true, &budget()), Instant::now());
     (0..5).for_each(|offset| part.push(message(offset)));
-    take(&mut part, 1, &spec(2, held(None, None)), now);
-    take(&mut part, 2, &spec(2, held(None, None)), now);
+    give(&mut part, 1, &spec(2, held(None, None)), now);
+    give(&mut part, 2, &spec(2, held(None, None)), now);
     part.expire(now + TERM, &mut Vec::new());
     // Whoever held the first lease and acknowledges late must not acknowledge what only the second had.
     assert_eq!(offsets(&take(&mut part, 3, &spec(9, held(None, None)), now)), [0, 1]);
@@ -136,7 +143,7 @@ fn what_was_delivered_often_enough_is_to_be_buried() {
     part.push(message(0));
     let mut worn = Vec::new();
     for lease in 1..=2 {
-        assert_eq!(offsets(&take(&mut part, lease, &spec(1, held(Some(2), None)), now)), [0]);
+        assert_eq!(offsets(&give(&mut part, lease, &spec(1, held(Some(2), None)), now)), [0]);
         part.expire(now + TERM, &mut worn);
     }
     assert_eq!((worn.len(), worn[0].deliveries), (1, 2));
@@ -146,17 +153,70 @@ fn what_was_delivered_often_enough_is_to_be_buried() {
     assert_eq!(part.table.end(), 1);
 }
 
+/// An answer of which nothing left is no delivery: its messages are nobody's last.
+#[test]
+fn what_was_not_sent_is_not_buried() {
+    let (mut part, now) = (Part::new(0, 1, 0, true, &budget()), Instant::now());
+    part.push(message(0));
+    let mut worn = Vec::new();
+    for lease in 1..=3 {
+        let taken = take(&mut part, lease, &spec(1, held(Some(1), None)), now);
+        assert_eq!((offsets(&taken), taken.redelivered), (vec![0], vec![]));
+        part.settle(&taken.grants[0], Outcome::Unsent, now, &mut worn);
+    }
+    assert!(worn.is_empty() && part.held.is_empty());
+    let taken = take(&mut part, 4, &spec(1, held(Some(1), None)), now);
+    part.settle(&taken.grants[0], Outcome::Cut, now, &mut worn);
+    assert_eq!(worn.len(), 1, "a client may have had it");
+}
+
+/// However long an answer takes to be written: the time of its lease begins when its client has it.
+#[test]
+fn a_lease_does_not_end_while_its_answer_is_written() {
+    let (mut part, mut now) = (Part::new(0, 1, 0, true, &budget()), Instant::now());
+    (0..2).for_each(|offset| part.push(message(offset)));
+    let here = take(&mut part, 1, &spec(1, held(None, None)), now);
+    let on_way = Some(TERM / 3);
+    let away = take(&mut part, 2, &spec(1, Some(LeaseSpec { on_way, ..LeaseSpec::of(TERM * 9) })), now);
+    now += TERM / 4;
+    part.renew(&away.grants[0], now);
+    now += TERM / 4;
+    assert_eq!(part.expire(now, &mut Vec::new()), 0);
+    now += TERM;
+    assert_eq!(part.expire(now, &mut Vec::new()), 1, "nobody renews the one that went to another gateway");
+    assert_eq!(part.ack_at(1), Acked::NotLeased);
+    part.settle(&here.grants[0], Outcome::Delivered, now, &mut Vec::new());
+    assert_eq!(part.expire(now + TERM * 9 / 10, &mut Vec::new()), 0);
+    assert_eq!(part.expire(now + TERM, &mut Vec::new()), 1);
+}
+
+/// What retention took is told until a client has heard of it.
+#[test]
+fn a_gap_is_told_until_it_is_heard() {
+    let (mut part, now) = (Part::new(0, 1, 0, true, &budget()), Instant::now());
+    part.note_gap(0, 6);
+    (7..9).for_each(|offset| part.push(message(offset)));
+    for (lease, outcome) in [(1, Outcome::Unsent), (2, Outcome::Cut), (3, Outcome::Delivered)] {
+        let taken = take(&mut part, lease, &spec(1, None), now);
+        assert_eq!(taken.gaps, [Gap { partition: 0, from: 0, to: 6 }]);
+        part.settle(&taken.grants[0], outcome, now, &mut Vec::new());
+    }
+    assert!(take(&mut part, 4, &spec(1, None), now).gaps.is_empty());
+}
+
 #[test]
 fn a_burial_that_fails_goes_back_to_its_lease() {
     let (mut part, now) = (Part::new(0, 1, 0, true, &budget()), Instant::now());
     (0..2).for_each(|offset| part.push(message(offset)));
     take(&mut part, 1, &spec(2, held(None, None)), now);
     let burial = part.begin_bury(1).expect("it is leased");
-    assert!(part.begin_bury(1).is_err(), "once");
+    assert_eq!(part.begin_bury(1).err(), Some(Acked::Burying), "once");
     part.end_bury(&burial, false);
     let burial = part.begin_bury(1).expect("it is leased again");
     part.end_bury(&burial, true);
     assert_eq!(part.table.end(), 2, "what its lease holds before it was processed, too");
+    assert_eq!(part.begin_bury(1).err(), Some(Acked::Done), "it is in the queue already");
+    assert_eq!(part.begin_bury(0).err(), Some(Acked::NotLeased), "of what was only acknowledged there is no copy");
 }
 
 #[test]
@@ -230,9 +290,13 @@ fn nothing_is_lost_and_nothing_unacknowledged_is_committed() {
                 4 if !given.is_empty() => {
                     let at = usize::try_from(random(given.len() as u64)).expect("small");
                     let (_, _, grant, is_held) = given.swap_remove(at);
-                    let is_delivered = random(2) == 0;
-                    part.settle(&grant, is_delivered, now, &mut worn);
-                    if is_held && is_delivered {
+                    let outcomes = [Outcome::Delivered, Outcome::Delivered, Outcome::Cut, Outcome::Unsent];
+                    let outcome = outcomes[usize::try_from(random(4)).expect("small")];
+                    // What its client has is not written any more.
+                    let is_written = !part.held.get(&grant.lease).is_some_and(|held| held.is_delivered);
+                    let outcome = if is_written { outcome } else { Outcome::Delivered };
+                    part.settle(&grant, outcome, now, &mut worn);
+                    if is_held && outcome == Outcome::Delivered {
                         given.push((grant.lease, vec![grant.last], grant, true));
                     }
                 }
@@ -270,7 +334,7 @@ fn nothing_is_lost_and_nothing_unacknowledged_is_committed() {
                 *known = match part.table.holder(offset) {
                     Holder::Done => Fate::Acked,
                     Holder::Lease(_) => Fate::Held,
-                    Holder::Nobody => Fate::Unread,
+                    Holder::Burial | Holder::Nobody => Fate::Unread,
                 };
             }
             let contiguous = fate.iter().take_while(|fate| **fate == Fate::Acked).count();

@@ -75,8 +75,11 @@ pub fn tool(class: &str, args: &[&str], input: &[u8]) -> Output {
 
 /// What `group` has committed in `topic`, by partition, as Kafka's own tool says.
 pub fn committed(brokers: &str, group: &str, topic: &str) -> BTreeMap<i32, i64> {
-    let output = tool(CONSUMER_GROUPS, &["--bootstrap-server", brokers, "--describe", "--group", group], b"");
+    // The tool's own patience, 5 s, is short for a busy machine.
+    let args = ["--bootstrap-server", brokers, "--timeout", "60000", "--describe", "--group", group];
+    let output = tool(CONSUMER_GROUPS, &args, b"");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(!text.contains("Error:"), "{CONSUMER_GROUPS} {args:?}: {text}");
     let rows = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
     // GROUP TOPIC PARTITION CURRENT-OFFSET ..; a partition without an offset has `-`.
     let pair = |row: Vec<&str>| {

@@ -7,9 +7,10 @@
 //! From the bottom: [`wait`] and [`ports`]; [`process`], which sees to it that no child outlives a run; [`folder`],
 //! where a run keeps its logs; [`zookeeper`], [`kafka`], [`kateway`], which start things; [`client`], [`problem`],
 //! [`frames`], [`readers`], [`exposition`], which understand answers; [`admin`], [`kcat`], [`java`], which look at Kafka
-//! from the other side; [`transaction`], which writes as the gateway does not; [`haproxy`], which stands between clients
-//! and gateways; [`hinder`], which gets in a gateway's way; [`ledger`] and [`load`], which prove that nothing was lost on
-//! the way in, [`read_ledger`] and [`crowd`], on the way out; [`figures`], which collects what a run measured.
+//! from the other side; [`transaction`], which writes as the gateway does not; [`haproxy`] and [`link`], which stand
+//! between clients and gateways; [`hinder`], which gets in a gateway's way; [`ledger`] and [`load`], which prove that
+//! nothing was lost on the way in, [`read_ledger`] and [`crowd`], on the way out; [`figures`], which collects what a run
+//! measured.
 
 pub mod admin;
 pub mod client;
@@ -25,6 +26,7 @@ pub mod kafka;
 pub mod kateway;
 pub mod kcat;
 pub mod ledger;
+pub mod link;
 pub mod load;
 pub mod ports;
 pub mod problem;

@@ -46,6 +46,7 @@ mod load_generator;
 mod long_poll;
 mod metrics;
 mod partitioner;
+mod peers;
 mod pipelining;
 mod positions;
 mod publish_modes;
@@ -129,6 +130,7 @@ const ALL: &[&[Case]] = &[
     long_poll::CASES,
     metrics::CASES,
     partitioner::CASES,
+    peers::CASES,
     pipelining::CASES,
     positions::CASES,
     publish_modes::CASES,

@@ -5,15 +5,14 @@
 //! of deliveries. One gateway is told to go (SIGTERM) and comes back, the other is killed (`kill -9`) and comes back, each at its old
 //! address. Gateways may answer what the contract promises and nothing else; the proxy itself may speak only around the kill. The
 //! longest pause of a partition is printed. Then a topic of one partition, which one of the two owns: six clients, none may starve,
-//! and what was acknowledged through either is what Kafka's own tool sees committed. Last, the routes between gateways: closed without
-//! the secret, and never a loop.
+//! and what was acknowledged through either is what Kafka's own tool sees committed. Last, never a loop. `peers` has what gateways say to each
+//! other.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kateway_tests::admin::Pace;
-use kateway_tests::client::Request;
 use kateway_tests::crowd::{Crowd, Places, Plan as Reading, Tally, served};
 use kateway_tests::haproxy::{Backend, HaProxy};
 use kateway_tests::java::{self, Member};
@@ -31,7 +30,6 @@ pub const CASES: &[Case] = &[
     Case::new("two_gateways::stopped_and_killed", stopped_and_killed).kafka().alone(),
     Case::new("two_gateways::one_partition_for_six_clients", one_partition_for_six_clients).kafka().alone(),
     Case::new("two_gateways::acks_through_either", acks_through_either).kafka(),
-    Case::new("two_gateways::peers_only_with_the_secret", peers_only_with_the_secret).kafka(),
     Case::new("two_gateways::foreign_owner_is_said_by_both", foreign_owner_is_said_by_both).kafka(),
 ];
 
@@ -244,39 +242,6 @@ fn acks_through_either() {
         gateway.subscribe(&topic.move_to_offset("g", 0, place)).expect(200);
         wait_until(SOON, "it is moved", || committed(&topic) == place.parse::<i64>().expect("a number"));
     }
-}
-
-const PEER_ROUTE: &str = "/v1/peer/ops";
-const PEER_FIELD: &str = "X-Kateway-Peer";
-const HOP_FIELD: &str = "X-Kateway-Hop";
-
-fn peers_only_with_the_secret() {
-    let topic = topic(1);
-    let gateway = Seat::new("a").start();
-    let without = Kateway::kafka(&kafka().bootstrap()).start();
-    gateway.subscribe(&topic.read("g", "wait=1s"));
-    let ask = |gateway: &Kateway, secret: Option<&str>| {
-        let request = Request::post(PEER_ROUTE, "nonsense").header(HOP_FIELD, "c");
-        let request = secret.into_iter().fold(request, |request, secret| request.header(PEER_FIELD, secret));
-        gateway.subscribe(&request)
-    };
-    for secret in [None, Some(""), Some("0123456789abcdef0123456789abcdeF"), Some("0123456789abcdef0123456789abcde")] {
-        problem::check(&ask(&gateway, secret), 403);
-    }
-    // Without a secret of its own a gateway has no peers, whatever they send.
-    for secret in [None, Some(""), Some(SECRET)] {
-        let status = ask(&without, secret).status;
-        assert!([403, 404].contains(&status), "{status}");
-    }
-    let with = ask(&gateway, Some(SECRET));
-    assert_eq!(with.status / 100, 4, "a peer that talks nonsense is refused: {}", with.text());
-    assert_ne!(with.status, 403);
-    // Nothing shows the secret.
-    let shown = gateway.status().to_string() + &gateway.log() + &gateway.manage(&Request::get("/metrics")).text();
-    assert!(!shown.contains(SECRET), "the secret is shown");
-    // A client that says it is a hop is a client.
-    gateway.publish(&topic.publish("", "x")).expect(201);
-    gateway.subscribe(&topic.read("g", "wait=20s").header(HOP_FIELD, "b")).expect(200);
 }
 
 /// The partition belongs to a member that is no kateway: both say so, at once, instead of asking each other for ever.

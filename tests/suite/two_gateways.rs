@@ -52,7 +52,7 @@ impl Seat {
         let place = Backend { publish: address(), subscribe: address() };
         let builder = Kateway::kafka(&kafka().bootstrap()).shards(2).set("gateway.id", id);
         // The balancer is told, and has time to look.
-        let builder = builder.set("gateway.peer_secret", SECRET).set("drain.notice_s", 1);
+        let builder = builder.set("gateway.peer_secret", SECRET).set("drain.notice_s", 2);
         Self { builder: builder.at(place.publish, place.subscribe), place }
     }
 

@@ -4,6 +4,7 @@
 //! the broker; the embedded store has no second way in, so there the gateway's own status must do.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kateway_tests::client::{Connection, Request, Response};
@@ -155,4 +156,13 @@ pub fn call(connection: &mut Connection, request: &Request) -> Response {
 /// Lets `time` pass where nothing can be waited for but the clock: leases, delays and heartbeats are measured in it.
 pub fn pass(time: Duration) {
     std::thread::sleep(time);
+}
+
+/// Ends what the other threads of a scope wait for, also when this one panics.
+pub struct EndOnDrop<'a>(pub &'a AtomicBool);
+
+impl Drop for EndOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }

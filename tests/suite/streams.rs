@@ -3,7 +3,8 @@
 //!
 //! Method: streams are read by independent decoders as the bytes arrive, over HTTP/1.1 by the raw client, over HTTP/2 by curl. Idle ones
 //! must show a heartbeat within 15 s; all must end by themselves when the gateway drains, with what they gave committed. An SSE client
-//! that is cut goes on with `Last-Event-ID`. For a minute (`KATEWAY_STREAM_S`, `make soak` takes ten) 2,000 messages a second are
+//! that is cut goes on with `Last-Event-ID`. When its topic is deleted, a stream says so in the way of its format, and never looks
+//! complete. For a minute (`KATEWAY_STREAM_S`, `make soak` takes ten) 2,000 messages a second are
 //! streamed to a reader that stalls for 5 s at a time: everything must come, in order, resident memory must stay flat, and a steady
 //! reader of another group must not notice. A reader that stops for ever is cut by `http.write_timeout_ms`, and another gets what it had.
 
@@ -20,9 +21,9 @@ use kateway_tests::kateway::Kateway;
 use kateway_tests::process::Process;
 use kateway_tests::readers::{Decoder, Delivery, End, Event, Format, Next, Stream};
 use kateway_tests::topic::Topic;
-use kateway_tests::{figures, wait_until};
+use kateway_tests::{figures, problem, wait_until};
 
-use crate::stage::{SOON, Stage, call, lines};
+use crate::stage::{EndOnDrop, SOON, Stage, call, lines};
 use crate::{Case, kafka};
 
 pub const CASES: &[Case] = &[
@@ -36,6 +37,7 @@ pub const CASES: &[Case] = &[
     Case::new("streams::last_event_id_resumes_on_memory", || last_event_id_resumes(&Stage::on_memory("streamed"))),
     Case::new("streams::last_event_id_resumes_on_kafka", || last_event_id_resumes(&Stage::on_kafka("streamed", 4)))
         .kafka(),
+    Case::new("streams::error_after_the_first_byte", error_after_the_first_byte).kafka(),
     Case::new("streams::dead_reader_is_cut_on_memory", dead_reader_is_cut_on_memory),
     Case::new("streams::dead_reader_is_cut_on_kafka", dead_reader_is_cut_on_kafka).kafka(),
     Case::new("streams::stalling_reader_soak", stalling_reader).kafka().alone(),
@@ -47,8 +49,11 @@ enum AnyStream {
     Two(Box<Curl>),
 }
 
+/// curl(1): "Stream error in HTTP/2 framing layer", which RST_STREAM is.
+const CURL_STREAM_RESET: i32 = 92;
+
 struct Curl {
-    _process: Process,
+    process: Process,
     bytes: mpsc::Receiver<Vec<u8>>,
     decoder: Decoder,
     ready: Vec<Event>,
@@ -79,7 +84,7 @@ impl Curl {
                 }
             }
         });
-        Self { _process: process, bytes, decoder: Decoder::new(format), ready: Vec::new(), heartbeats: 0 }
+        Self { process, bytes, decoder: Decoder::new(format), ready: Vec::new(), heartbeats: 0 }
     }
 
     fn next(&mut self, limit: Duration) -> Next {
@@ -95,8 +100,17 @@ impl Curl {
             match self.bytes.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(bytes) => self.ready = self.decoder.feed(&bytes),
                 Err(mpsc::RecvTimeoutError::Timeout) => return Next::Nothing,
-                Err(mpsc::RecvTimeoutError::Disconnected) => return Next::End(End::Complete(Vec::new())),
+                Err(mpsc::RecvTimeoutError::Disconnected) => return Next::End(self.end()),
             }
+        }
+    }
+
+    /// How it ended, once its output has.
+    fn end(&mut self) -> End {
+        match self.process.wait(SOON).code() {
+            Some(0) => End::Complete(Vec::new()),
+            Some(CURL_STREAM_RESET) => End::Cut,
+            code => panic!("curl ended with {code:?}"),
         }
     }
 }
@@ -266,6 +280,66 @@ fn last_event_id_resumes(stage: &Stage) {
     assert_eq!(seen.len(), 4 * usize::try_from(EACH).expect("few"), "nothing is lost");
 }
 
+// === errors ===
+
+/// What a stream says at last, and how long after its topic was deleted.
+fn end_of(mut stream: Stream, topic: &Topic) -> (Vec<Event>, End, Duration) {
+    let start = Instant::now();
+    kafka().admin().delete_topic(&topic.in_kafka());
+    let mut events = Vec::new();
+    loop {
+        match stream.next(SOON) {
+            Next::Event(event) => events.push(event),
+            Next::End(end) => return (events, end, start.elapsed()),
+            Next::Nothing => panic!("a stream whose topic is gone says nothing, {} heartbeats", stream.heartbeats),
+        }
+    }
+}
+
+fn error_after_the_first_byte() {
+    let admin = kafka().admin();
+    let gateway = Kateway::kafka(admin.brokers()).shards(2).set("kafka.metadata_interval_s", 1).start();
+    // That have begun to look good.
+    let begun = |format: Format, field: Option<(&str, &str)>| {
+        let topic = Topic::fresh("failing");
+        admin.create_topic(&topic.in_kafka(), 1);
+        gateway.publish(&topic.publish("", "0")).expect(201);
+        let request = topic.read("g", "stream=1");
+        let request = field.iter().fold(request, |request, (name, value)| request.header(name, value));
+        let mut stream = Stream::open(gateway.subscribe, &request, format).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(stream.message(SOON).text(), "0", "{format:?}");
+        (stream, topic)
+    };
+    let (lines, lines_topic) = begun(Format::Lines, None);
+    let (frames, frames_topic) = begun(Format::Frames, Some(("TE", "trailers")));
+    let (sse, sse_topic) = begun(Format::Sse, None);
+    let mut two = Curl::open(&gateway, &lines_topic, "two", Format::Lines);
+    assert!(matches!(two.next(SOON), Next::Event(Event::Message(_))));
+    assert_eq!(frames.head.header("trailer"), Some("X-Error"), "trailers are announced");
+
+    let (events, end, first) = end_of(lines, &lines_topic);
+    assert_eq!((events, end), (Vec::new(), End::Cut), "no last chunk, and the connection is closed");
+    assert_eq!(two.next(SOON), Next::End(End::Cut), "HTTP/2 resets the stream");
+
+    let (events, end, second) = end_of(frames, &frames_topic);
+    let End::Complete(trailers) = end else { panic!("trailers stand behind a last chunk") };
+    assert_eq!((events.len(), trailers.len(), trailers[0].0.as_str()), (0, 1, "x-error"), "{trailers:?}");
+    let (code, detail) = trailers[0].1.split_once(' ').unwrap_or_else(|| panic!("a code, and why: {trailers:?}"));
+    assert!(code.len() == 5 && code.starts_with("50") && !detail.is_empty(), "{trailers:?}");
+
+    let (events, end, third) = end_of(sse, &sse_topic);
+    assert_eq!(end, End::Complete(Vec::new()));
+    let [Event::Error(document)] = &events[..] else { panic!("one event `error`: {events:?}") };
+    let found = problem::check_document(serde_json::from_str(document).expect("the problem is JSON"), 503);
+    assert_eq!(found.code.to_string(), code, "the same is said either way");
+    let longest = first.max(second).max(third);
+    figures::note(
+        "streams: the topic is deleted, and the stream says so after",
+        format!("{:?}", [first, second, third]),
+    );
+    assert!(longest < 5 * Duration::from_secs(3), "{longest:?}");
+}
+
 // === dead and slow readers ===
 
 /// Of 200 kB each: more than the sockets' buffers take, so that the gateway finds it cannot write.
@@ -386,15 +460,6 @@ fn note_soak(published: u64, [calm, stalled]: [f64; 2], [rss, highest, now]: [u6
              RSS {rss} KiB, highest {highest} KiB, at the end {now} KiB"
         ),
     );
-}
-
-/// Ends what the other threads of a scope wait for, also when this one panics.
-struct EndOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for EndOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 fn reset(steady: &Mutex<Steady>) {

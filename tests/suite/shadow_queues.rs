@@ -3,19 +3,23 @@
 //! Method: messages with keys, tags and difficult headers are buried from the topic to retry, from retry to dead, from the topic to
 //! dead, by both paths and always from another connection than the one that read; the copies are read by `q=`, and on the real cluster
 //! by kcat as well, which also sees that the queues have the names of the contract. What must not be buried (no queues, no lease) is
-//! refused and leaves no copy. A delay is measured with the clock; too many deliveries and redrive end where they should.
+//! refused and leaves no copy. A delay is measured with the clock; too many deliveries and redrive end where they should. While a
+//! gateway is killed and comes back, four readers bury all they get: every message is in the dead queue once the group has committed it.
 
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use kateway_tests::client::{Request, Response};
+use kateway_tests::client::{Connection, Failure, Request, Response};
 use kateway_tests::kateway::Kateway;
 use kateway_tests::readers::Delivery;
 use kateway_tests::topic::Topic;
-use kateway_tests::{figures, folder, kcat, problem};
+use kateway_tests::{figures, folder, kcat, ports, problem, wait_until};
 
-use crate::stage::{Stage, lines, pass, single};
+use crate::stage::{EndOnDrop, SOON, Stage, lines, pass, single};
 use crate::{Case, kafka};
 
 pub const CASES: &[Case] = &[
@@ -34,6 +38,7 @@ pub const CASES: &[Case] = &[
     Case::new("shadow_queues::redrive_on_kafka", || redrive(&on_kafka())).kafka(),
     Case::new("shadow_queues::too_many_deliveries_on_memory", || too_many_deliveries(&memory())),
     Case::new("shadow_queues::too_many_deliveries_on_kafka", || too_many_deliveries(&on_kafka())).kafka(),
+    Case::new("shadow_queues::nothing_is_lost_under_kills", nothing_is_lost_under_kills).kafka().alone(),
     Case::new("shadow_queues::names_too_long_on_memory", names_too_long_on_memory),
     Case::new("shadow_queues::names_too_long_on_kafka", names_too_long_on_kafka).kafka(),
 ];
@@ -254,7 +259,7 @@ fn redrive(stage: &Stage) {
 
 /// The dead come back to where the group reads: its retry queue, or the topic.
 fn next_of_either(stage: &Stage) -> String {
-    let deadline = Instant::now() + crate::stage::SOON;
+    let deadline = Instant::now() + SOON;
     while Instant::now() < deadline {
         for query in ["q=retry&ack=1&lease=1m&wait=300ms", "ack=1&lease=1m&wait=300ms"] {
             let answer = stage.call(&stage.topic.read("g", query));
@@ -315,4 +320,117 @@ fn names_too_long(gateway: &Kateway, topic: &Topic) {
     let fits = "g".repeat(249 - queue);
     gateway.subscribe(&topic.shadow(&fits)).expect(201);
     problem::check(&gateway.subscribe(&topic.shadow(&format!("{fits}g"))), 400);
+}
+
+// === kills ===
+
+const COUNT: usize = 300;
+const READERS: usize = 4;
+/// A rebalance waits for the session of the killed, 6 s; a lease taken just before is 2 s.
+const KILLED_AND_BACK: Duration = Duration::from_mins(1);
+
+/// The gateway dies twice while everything it gives is buried, and comes back at the same place.
+fn nothing_is_lost_under_kills() {
+    let (topic, admin) = (Topic::fresh("shadowed"), kafka().admin());
+    admin.create_topic(&topic.in_kafka(), 2);
+    let address = || SocketAddr::from(([127, 0, 0, 1], ports::reserve()));
+    let builder = Kateway::kafka(admin.brokers()).shards(2).set("topics.replicas", 3).at(address(), address());
+    let mut gateway = builder.clone().start();
+    fill_with_everything(&gateway, &topic);
+    gateway.subscribe(&topic.shadow("g")).expect(201);
+    let (buried, is_over, start) = (AtomicUsize::new(0), AtomicBool::new(false), Instant::now());
+    let place = gateway.subscribe;
+    std::thread::scope(|scope| {
+        let _end = EndOnDrop(&is_over);
+        for _ in 0..READERS {
+            scope.spawn(|| bury_all(place, &topic, &buried, &is_over));
+        }
+        for goal in [COUNT / 4, COUNT / 2] {
+            wait_until(KILLED_AND_BACK, format!("{goal} are buried"), || buried.load(Ordering::Relaxed) >= goal);
+            gateway.kill();
+            gateway = builder.clone().start();
+        }
+        let all = i64::try_from(COUNT).expect("few");
+        wait_until(KILLED_AND_BACK, "all of it is committed", || {
+            admin.committed_sum(&topic.group_in_kafka("g"), &topic.in_kafka()) == all
+        });
+    });
+    let answered = buried.load(Ordering::Relaxed);
+    let copies = count_copies(&topic);
+    figures::note(
+        "shadow queues: 300 buried under two kills",
+        format!("{copies} copies, {} duplicates, {answered} answered 200, in {:?}", copies - COUNT, start.elapsed()),
+    );
+    assert!(copies >= answered, "an answer is a copy: {copies} copies, {answered} answers");
+}
+
+fn fill_with_everything(gateway: &Kateway, topic: &Topic) {
+    let mut publisher = gateway.publisher();
+    for n in 0..COUNT {
+        let request = topic.publish(&format!("partition={}&key=key-{n}", n % 2), n.to_string());
+        let request = request.header("X-Tag", &format!("tag;{n}"));
+        let request = request.header("X-Header-zeta", &STANDARD.encode([0, 255, b',']));
+        let request = request.header("X-Header-alpha", &STANDARD.encode(n.to_string()));
+        publisher.call(&request).unwrap_or_else(|e| panic!("{e}")).expect(201);
+    }
+}
+
+/// Buries what it is given; a gateway that is away is waited for, a lease that has ended is another's.
+fn bury_all(place: SocketAddr, topic: &Topic, buried: &AtomicUsize, is_over: &AtomicBool) {
+    let read = topic.read("g", "ack=1&lease=2s&wait=1s");
+    let mut connection = None;
+    while !is_over.load(Ordering::Relaxed) {
+        let Some(answer) = try_call(&mut connection, place, &read) else { continue };
+        if answer.status != 200 {
+            assert!([204, 503].contains(&answer.status), "{} {}", answer.status, answer.text());
+            continue;
+        }
+        let bury = topic.bury("g", "", "dead", single(&answer).position());
+        let Some(answer) = try_call(&mut connection, place, &bury) else { continue };
+        assert!([200, 409, 503, 504].contains(&answer.status), "{} {}", answer.status, answer.text());
+        buried.fetch_add(usize::from(answer.status == 200), Ordering::Relaxed);
+    }
+}
+
+/// `None`: the gateway is away, or went away; the next call connects anew.
+fn try_call(connection: &mut Option<Connection>, place: SocketAddr, request: &Request) -> Option<Response> {
+    let open = connection.take().map_or_else(|| Connection::open(place), Ok);
+    match open.and_then(|mut open| Ok((open.call(request)?, open))) {
+        Ok((answer, open)) => {
+            *connection = Some(open).filter(|_| !answer.closes());
+            Some(answer)
+        }
+        Err(Failure::Connect(_)) => {
+            // Nobody listens: nothing to wait for but the next try.
+            pass(Duration::from_millis(10));
+            None
+        }
+        Err(Failure::NoAnswer | Failure::Cut(_)) => None,
+        Err(other) => panic!("{request:?}: {other}"),
+    }
+}
+
+/// Every message has a copy that is what it was; of some the headers are compared, too. Gives how many copies there are.
+fn count_copies(topic: &Topic) -> usize {
+    let (brokers, dead) = (kafka().bootstrap(), topic.shadow_in_kafka("g", "dead"));
+    let originals = kcat::read_all(&brokers, &topic.in_kafka());
+    let copies = kcat::read_all(&brokers, &dead);
+    let mut copies_of: HashMap<_, Vec<_>> = HashMap::new();
+    for copy in &copies {
+        copies_of.entry((copy.key.clone(), copy.payload.clone())).or_default().push(copy);
+    }
+    assert_eq!(originals.len(), COUNT);
+    let is_lost = |n: &&kcat::Record| !copies_of.contains_key(&(n.key.clone(), n.payload.clone()));
+    let lost: Vec<_> = originals.iter().filter(is_lost).map(|n| (n.partition, n.offset)).collect();
+    assert!(lost.is_empty(), "acknowledged, and in the dead queue not: {lost:?}");
+    assert_eq!(copies_of.len(), COUNT, "nothing else is there");
+    for original in originals.iter().step_by(COUNT / 10) {
+        let headers = kcat::read_headers(&brokers, &topic.in_kafka(), original.partition, original.offset);
+        assert!(headers.windows(11).any(|bytes| bytes == b"kateway-tag"), "{}", String::from_utf8_lossy(&headers));
+        for copy in &copies_of[&(original.key.clone(), original.payload.clone())] {
+            let of_copy = kcat::read_headers(&brokers, &dead, copy.partition, copy.offset);
+            assert_eq!(String::from_utf8_lossy(&of_copy), String::from_utf8_lossy(&headers), "{copy:?}");
+        }
+    }
+    copies.len()
 }

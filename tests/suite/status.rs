@@ -20,6 +20,7 @@ pub const CASES: &[Case] = &[
     Case::new("status::health", health),
     Case::new("status::readyz_follows_kafka", readyz_follows_kafka),
     Case::new("status::adds_up_over_shards", adds_up_over_shards).kafka(),
+    Case::new("status::what_a_group_takes", what_a_group_takes).kafka(),
     Case::new("status::limits_are_listed", limits_are_listed),
     Case::new("status::answers_under_load", answers_under_load).alone(),
     Case::new("status::manage_routes_stay_on_manage", manage_routes_stay_on_manage),
@@ -90,6 +91,27 @@ fn adds_up_over_shards() {
     assert_eq!(group["group"], topic.group_in_kafka("g").as_str());
     let partitions = group["partitions"].as_array().expect("a list of partitions");
     assert_eq!(partitions.len(), 4);
+}
+
+/// Each open group has a consumer of its own, whose threads and memory an operator can see.
+fn what_a_group_takes() {
+    const GROUPS: usize = 4;
+    let topic = Topic::fresh("taken");
+    kafka().admin().create_topic(&topic.in_kafka(), 1);
+    let gateway = Kateway::kafka(&kafka().bootstrap()).start();
+    let before = gateway.status();
+    assert!(before["process"]["threads_per_group"].is_null(), "there is no group yet: {}", before["process"]);
+    for n in 0..GROUPS {
+        gateway.subscribe(&topic.read(&format!("g{n}"), "wait=1s")).expect(204);
+    }
+    let status = gateway.status();
+    assert_eq!(status["groups"].as_array().map(Vec::len), Some(GROUPS));
+    let process = &status["process"];
+    for name in ["threads", "resident_bytes", "threads_per_group", "resident_bytes_per_group"] {
+        assert!(process[name].as_u64().is_some_and(|number| number > 0), "{name}: {process}");
+    }
+    let (threads, bytes) = (&process["threads_per_group"], &process["resident_bytes_per_group"]);
+    figures::note("status: what each of 4 groups takes", format!("{threads} threads, {bytes} bytes"));
 }
 
 fn limits_are_listed() {

@@ -90,7 +90,8 @@ pub fn run(sources: Sources) -> Result<(), StartError> {
     let shards = config.shard.count;
     let (data_sockets, man_socket, addrs) = bind(&config)?;
     config.gateway.advertise_bound(addrs.subscribe);
-    let offload = Offload::start(limits::OFFLOAD_THREADS + shards).map_err(StartError::Spawn)?;
+    let threads = limits::OFFLOAD_THREADS + limits::OFFLOAD_THREADS_PER_CORE * shards;
+    let offload = Offload::start(threads).map_err(StartError::Spawn)?;
     let parts = Parts {
         mesh: Mesh::new(shards),
         metrics: (0..shards).map(|_| Arc::default()).collect(),

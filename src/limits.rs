@@ -44,8 +44,14 @@ pub const LOOP_ITEMS_MAX: usize = 256;
 pub const MESH_FRAMES_MAX: usize = 8 * 1024;
 /// Jobs waiting for the offload pool; over it: 503.
 pub const OFFLOAD_JOBS_MAX: usize = 1024;
-/// Threads of the offload pool, besides one for each core: a core that probes a cluster that is away holds one for seconds.
+/// Threads of the offload pool, besides [`OFFLOAD_THREADS_PER_CORE`].
 pub const OFFLOAD_THREADS: usize = 4;
+/// What a core may hold for seconds at a time: one to probe a cluster that is away or to look at a group, one to dial another gateway.
+pub const OFFLOAD_THREADS_PER_CORE: usize = 2;
+/// Questions who reads a topic that a core answers at a time; further ones wait. Each asks for several groups at once.
+pub const STATUS_RUNNING_MAX: usize = 1;
+/// Gateways a core dials at a time; further ones wait.
+pub const DIALS_RUNNING_MAX: usize = 1;
 
 /// Messages delivered but not yet part of the contiguous acknowledged run, per partition; over it the partition waits.
 pub const LEASES_MAX: usize = 10_000;
@@ -53,12 +59,14 @@ pub const LEASES_MAX: usize = 10_000;
 pub const GROUP_LOOKS_MAX: usize = 2_000;
 /// Reads one core has forwarded to other gateways at a time; over it they wait for what is owned here, or for room.
 pub const PEER_READS_MAX: usize = 200;
+/// Bytes one of them gives, or one message: what other gateways' messages may take of a core's memory, which its budget does not count.
+pub const PEER_READ_BYTES_MAX: usize = 1024 * 1024;
 /// What one gateway asks of another, beside the body of a message that is buried; over it: 413.
 pub const PEER_ASK_BYTES_MAX: usize = 512 * 1024;
 /// Other gateways a core knows at a time; over it further ones cannot be asked.
 pub const PEERS_MAX: usize = 256;
 /// Looks at the members of groups under way for each core; further ones wait. Each asks every broker.
-pub const GROUP_LOOKS_RUNNING_MAX: usize = 2;
+pub const GROUP_LOOKS_RUNNING_MAX: usize = 1;
 /// What it is answered: a batch, and what stands around its messages. One message alone may be larger than a batch.
 pub const PEER_ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Body of an acknowledgement: as many offsets as a batch has messages.

@@ -28,7 +28,10 @@ use crate::{
     offload::Offload,
     profile,
     registry::Topics,
-    store::{AdminError, Store, Topic, notify::Notify},
+    store::{
+        AdminError, Store, Topic,
+        notify::{Gate, Notify},
+    },
 };
 
 /// Shortest time between two refreshes of the topic snapshot on one core, however many unknown topics are asked for.
@@ -50,6 +53,8 @@ pub struct DataPlane {
     pub readers: Readers,
     pub peers: Peers,
     pub looks: Looks,
+    /// To [`limits::STATUS_RUNNING_MAX`] questions who reads.
+    pub statuses: Gate,
     refresh: Refresh,
 }
 
@@ -84,6 +89,7 @@ impl DataPlane {
             readers: Readers::default(),
             peers: Peers::default(),
             looks: Looks::default(),
+            statuses: Gate::default(),
             refresh: Refresh {
                 running: Cell::new(false),
                 listing: Cell::new(false),

@@ -54,6 +54,8 @@ pub struct FetchRequest {
     pub spec: FetchSpec,
     /// It is answered from what this gateway owns.
     pub is_from_peer: bool,
+    /// From another gateway: what [`Op::EndFetch`] names it by.
+    pub ticket: u64,
 }
 
 /// One message that is acknowledged, with what its lease holds before it; or whose lease is renewed.
@@ -80,6 +82,8 @@ pub struct BuryAt {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Op {
     Fetch(FetchRequest),
+    /// Nobody waits for that read any more.
+    EndFetch(u64),
     Settle {
         grants: Vec<Grant>,
         outcome: Outcome,

@@ -9,7 +9,7 @@ use std::{rc::Rc, time::Duration};
 use futures_channel::oneshot;
 
 use super::{
-    codes,
+    act, codes,
     context::Context,
     elsewhere,
     frame::{Done, DrainPhase, FetchRequest, Frame, GroupKey, Op, Origin, Reader, RemoteLease},
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     mesh::ShardId,
-    store::{Acked, Begin, Delivery, Grant, Group, Outcome, Store},
+    store::{Acked, Begin, Delivery, Grant, Group, Outcome, Reset, Store},
     within::within,
 };
 
@@ -90,7 +90,11 @@ async fn fetch_here(ctx: &Rc<Context>, key: &GroupKey, request: &FetchRequest) -
     if ctx.drain_phase() == DrainPhase::Closing {
         return Ok(Lease::Nothing);
     }
-    let group = open(ctx, key, request)?;
+    if request.is_from_peer && ctx.plane()?.groups.get(key).is_none() {
+        // It was left since who asks has looked: nothing is owned here, and a reader elsewhere is no reason to join again.
+        return Ok(Lease::Nothing);
+    }
+    let group = open(ctx, key, request.reset, request.partitions)?;
     let waiters_max = ctx.config.borrow().subscribe.waiters_max;
     if group.fetching() >= waiters_max {
         let detail = format!("{waiters_max} clients read this group");
@@ -103,16 +107,17 @@ async fn fetch_here(ctx: &Rc<Context>, key: &GroupKey, request: &FetchRequest) -
     elsewhere::fetch(ctx, key, &group, request).await
 }
 
-fn open(ctx: &Rc<Context>, key: &GroupKey, request: &FetchRequest) -> Result<Rc<Group>, Problem> {
+/// `partitions`: of the topic, as whoever asks knows them.
+pub fn open(ctx: &Rc<Context>, key: &GroupKey, reset: Reset, partitions: i32) -> Result<Rc<Group>, Problem> {
     let data = ctx.plane()?;
     let groups_max = ctx.config.borrow().subscribe.groups_max.div_ceil(ctx.mesh.shards());
-    let known = data.topics.get(&key.topic).map_or(request.partitions, |topic| topic.partitions.get());
-    let begin = Begin { reset: request.reset, partitions: known.min(request.partitions) };
+    let known = data.topics.get(&key.topic).map_or(partitions, |topic| topic.partitions.get());
+    let begin = Begin { reset, partitions: known.min(partitions) };
     let topic = data
         .topics
-        .put_at_least(&key.topic, request.partitions)
+        .put_at_least(&key.topic, partitions)
         .ok_or_else(|| Problem::new(&codes::CORE_BUSY, "this core knows as many topics as it takes"))?;
-    if known != request.partitions {
+    if known != partitions {
         ctx.agree(data);
     }
     data.groups.get_or_open(&data.backend, &topic, key, begin, groups_max)
@@ -172,7 +177,7 @@ pub async fn ask(ctx: &Rc<Context>, key: &GroupKey, op: Op, is_from_peer: bool) 
     if home == ctx.shard {
         return serve(ctx, key, op, is_from_peer).await;
     }
-    let patience = elsewhere::patience(ctx, &op) + MESH_GRACE;
+    let patience = act::patience(ctx, &op) + MESH_GRACE;
     let frame = |answer| Frame::Ask { key: key.clone(), op, is_from_peer, answer };
     ask_core(ctx, home, patience, frame).await
 }
@@ -190,7 +195,7 @@ pub async fn serve(ctx: &Rc<Context>, key: &GroupKey, op: Op, is_from_peer: bool
     let data = ctx.plane()?;
     let group = data.groups.get(key);
     match op {
-        Op::Fetch(_) => Err(Problem::new(&codes::INTERNAL, "reads have a frame of their own")),
+        Op::Fetch(_) | Op::EndFetch(_) => Err(Problem::new(&codes::INTERNAL, "reads have a frame of their own")),
         Op::Settle { grants, outcome } => {
             if let Some(group) = group {
                 group.settle(&grants, outcome);
@@ -203,12 +208,12 @@ pub async fn serve(ctx: &Rc<Context>, key: &GroupKey, op: Op, is_from_peer: bool
             }
             Ok(Done::Settled)
         }
-        Op::Ack(_) | Op::Bury(_) | Op::Move(_) => elsewhere::act(ctx, key, &op, is_from_peer).await.map(Done::Each),
+        Op::Ack(_) | Op::Bury(_) | Op::Move(_) => act::each(ctx, key, &op, is_from_peer).await.map(Done::Each),
         Op::Release => {
             let mut has_readers = release(ctx, key, group).await;
             if !is_from_peer && !has_readers {
                 let members = owners::look(ctx, key, Duration::ZERO).await?;
-                let others = elsewhere::ask_all(ctx, key, &members, &Op::Release).await;
+                let others = act::ask_all(ctx, key, &members, &Op::Release).await;
                 has_readers = others.iter().any(|done| matches!(done, Done::Released { has_readers: true }));
             }
             Ok(Done::Released { has_readers })
@@ -219,7 +224,7 @@ pub async fn serve(ctx: &Rc<Context>, key: &GroupKey, op: Op, is_from_peer: bool
             }
             if !is_from_peer && owners::may_ask(ctx) {
                 let members = owners::look(ctx, key, owners::TRUSTED).await?;
-                elsewhere::ask_all(ctx, key, &members, &Op::EndStream(stream)).await;
+                act::ask_all(ctx, key, &members, &Op::EndStream(stream)).await;
             }
             Ok(Done::Settled)
         }
@@ -252,7 +257,7 @@ fn readers(ctx: &Context, group: &Group) -> Vec<Reader> {
         real_ip: part.last_reader,
         shard: ctx.shard.0,
         gateway: gateway.clone(),
-        waiting: status.waiting,
+        waiting: group.fetching(),
         leased: part.leased,
         delivered_s_ago: part.delivered_s_ago,
     });

@@ -9,6 +9,7 @@
 //! await and never block.
 
 pub mod ack;
+pub mod act;
 pub mod admit;
 pub mod backend;
 pub mod bury;

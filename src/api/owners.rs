@@ -22,11 +22,16 @@ use super::{
 };
 use crate::{
     limits,
-    store::{GroupMember, Partition, Store, notify::Notify},
+    store::{
+        GroupMember, Partition, Store,
+        notify::{Gate, Notify},
+    },
 };
 
 /// How long a look at the member list is trusted.
 pub const TRUSTED: Duration = Duration::from_secs(3);
+/// How long it is a guess, when there is no newer one.
+const GOOD_FOR: Duration = Duration::from_secs(30);
 /// The shortest time between two looks, and how long one that failed is the last word.
 const LOOK_SPACING: Duration = Duration::from_millis(200);
 
@@ -41,9 +46,11 @@ pub enum Owner {
 }
 
 /// One look at the member list.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Whereabouts {
     pub members: Vec<(Owner, GroupMember)>,
+    /// What none of them has, nobody has.
+    pub is_settled: bool,
 }
 
 impl Whereabouts {
@@ -72,8 +79,26 @@ type Looked = Result<Rc<Whereabouts>, Problem>;
 pub struct Look {
     is_running: Cell<bool>,
     last: RefCell<Option<(Instant, Looked)>>,
+    /// The last that succeeded.
+    good: RefCell<Option<(Instant, Rc<Whereabouts>)>>,
     bell: Notify,
     pub asking: Asking,
+}
+
+impl Look {
+    /// A look fails when any broker is away, also one that has nothing to do with the group: then what was known is the better guess, and
+    /// whoever is asked knows for himself what he owns.
+    fn or_good(&self, found: Looked) -> Looked {
+        let mut good = self.good.borrow_mut();
+        match (&found, good.as_ref()) {
+            (Ok(members), _) => *good = Some((Instant::now(), Rc::clone(members))),
+            (Err(_), Some((at, members))) if at.elapsed() < GOOD_FOR => {
+                return Ok(Rc::new(Whereabouts { is_settled: false, ..Whereabouts::clone(members) }));
+            }
+            (Err(_), _) => {}
+        }
+        found
+    }
 }
 
 /// How reads of what others own go.
@@ -100,8 +125,7 @@ impl Asking {
 #[derive(Debug, Default)]
 pub struct Looks {
     by_group: RefCell<HashMap<GroupKey, Rc<Look>, ahash::RandomState>>,
-    running: Cell<usize>,
-    ended: Notify,
+    gate: Gate,
 }
 
 impl Looks {
@@ -132,10 +156,14 @@ pub fn may_ask(ctx: &Context) -> bool {
     matches!(ctx.data, Some(DataPlane { backend: Backend::Kafka(_), .. }))
 }
 
+/// Whether gateways among them can be asked.
+pub fn has_secret(ctx: &Context) -> bool {
+    ctx.config.borrow().gateway.peer_secret.is_some()
+}
+
 /// The group's members, by a look that is at most `age_max` old.
 pub async fn look(ctx: &Rc<Context>, key: &GroupKey, age_max: Duration) -> Result<Rc<Whereabouts>, Problem> {
-    let data = ctx.plane()?;
-    let look = data.looks.of(key);
+    let look = ctx.plane()?.looks.of(key);
     let wanted = Instant::now().checked_sub(age_max.max(LOOK_SPACING));
     loop {
         if let Some((at, found)) = look.last.borrow().as_ref()
@@ -145,35 +173,53 @@ pub async fn look(ctx: &Rc<Context>, key: &GroupKey, age_max: Duration) -> Resul
             return found.clone();
         }
         let rung = look.bell.wait();
-        if !look.is_running.replace(true) {
-            let (ctx, key, look) = (Rc::clone(ctx), key.clone(), Rc::clone(&look));
-            // In a task of its own: whoever asked may go away, others wait for the same look.
-            glommio::spawn_local(async move {
-                let found = look_now(&ctx, &key).await;
-                look.last.replace(Some((Instant::now(), found)));
-                look.is_running.set(false);
-                look.bell.ring();
-            })
-            .detach();
-        }
+        begin(ctx, key, &look);
         rung.await;
     }
 }
 
+/// What is known, if that was good not long ago, else by a look. Whoever finds it wrong looks anew.
+pub async fn known(ctx: &Rc<Context>, key: &GroupKey) -> Result<Rc<Whereabouts>, Problem> {
+    match glance(ctx, key) {
+        Some(members) => Ok(members),
+        None => look(ctx, key, TRUSTED).await,
+    }
+}
+
+/// What is known at once; a look is begun where that is old, or nothing.
+pub fn glance(ctx: &Rc<Context>, key: &GroupKey) -> Option<Rc<Whereabouts>> {
+    let look = ctx.plane().ok()?.looks.of(key);
+    let known = look.good.borrow().clone().filter(|(at, _)| at.elapsed() < GOOD_FOR);
+    if known.as_ref().is_none_or(|(at, _)| at.elapsed() >= TRUSTED) {
+        begin(ctx, key, &look);
+    }
+    known.map(|(_, members)| members)
+}
+
+/// In a task of its own: whoever asked may go away, others wait for the same look.
+fn begin(ctx: &Rc<Context>, key: &GroupKey, look: &Rc<Look>) {
+    if look.is_running.replace(true) {
+        return;
+    }
+    let (ctx, key, look) = (Rc::clone(ctx), key.clone(), Rc::clone(look));
+    glommio::spawn_local(async move {
+        let found = look_now(&ctx, &key).await;
+        let found = look.or_good(found);
+        look.last.replace(Some((Instant::now(), found)));
+        look.is_running.set(false);
+        look.bell.ring();
+    })
+    .detach();
+}
+
 async fn look_now(ctx: &Rc<Context>, key: &GroupKey) -> Result<Rc<Whereabouts>, Problem> {
     let data = ctx.plane()?;
-    let looks = &data.looks;
-    while looks.running.get() >= limits::GROUP_LOOKS_RUNNING_MAX {
-        looks.ended.wait().await;
-    }
-    looks.running.set(looks.running.get() + 1);
+    let _pass = data.looks.gate.enter(limits::GROUP_LOOKS_RUNNING_MAX).await;
     ctx.metrics.cells.group_looks.add(1);
-    let described = data.backend.describe_group(&key.topic, &key.group_id).await;
-    looks.running.set(looks.running.get() - 1);
-    looks.ended.ring();
-    let info = described.map_err(reply::admin_failed)?;
+    let info = data.backend.describe_group(&key.topic, &key.group_id).await.map_err(reply::admin_failed)?;
+    let is_settled = info.is_settled;
     let members = info.members.into_iter().map(|member| (owner(ctx, &member.client_id), member));
-    Ok(Rc::new(Whereabouts { members: members.collect() }))
+    Ok(Rc::new(Whereabouts { members: members.collect(), is_settled }))
 }
 
 pub fn unreachable(why: &str) -> Problem {

@@ -21,12 +21,13 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_channel::oneshot;
 use serde::{Deserialize, Serialize};
 
 use super::{
     codes,
     context::Context,
-    frame::{Done, GroupKey, Op},
+    frame::{Done, FetchRequest, GroupKey, Op},
     home::{self, Lease},
     owners::unreachable,
     reply::{Problem, Stamp},
@@ -39,7 +40,10 @@ use crate::{
         client::{Client, Post},
     },
     readiness::Socket,
-    store::{Grant, LeaseSpec, Outcome, notify::Notify},
+    store::{
+        Grant, LeaseSpec, Outcome,
+        notify::{Gate, Notify},
+    },
     within::within,
 };
 
@@ -56,8 +60,8 @@ pub const ON_WAY: Duration = Duration::from_secs(10);
 /// How they are held for a client in auto mode.
 pub const AUTO: LeaseSpec =
     LeaseSpec { term: ON_WAY, deliveries_max: None, stream: None, is_auto: true, on_way: Some(ON_WAY) };
-/// A settlement is worth a few tries: without it the messages come again.
-const SETTLE_TRIES: u32 = 3;
+/// A settlement is tried so long: without it the messages come again.
+const SETTLE_FOR: Duration = Duration::from_secs(20);
 const SETTLE_WITHIN: Duration = Duration::from_secs(3);
 
 /// A failure as it goes from gateway to gateway.
@@ -79,14 +83,14 @@ struct Kept {
 
 #[derive(Debug, Default)]
 struct Peer {
-    client: RefCell<Option<Client>>,
+    client: RefCell<Option<Rc<Client>>>,
     failed: RefCell<Option<(Instant, String)>>,
     is_dialing: Cell<bool>,
     dialed: Notify,
 }
 
 impl Peer {
-    fn live(&self) -> Option<Client> {
+    fn live(&self) -> Option<Rc<Client>> {
         self.client.borrow().as_ref().filter(|client| !client.is_closed()).cloned()
     }
 }
@@ -97,6 +101,9 @@ pub struct Peers {
     by_addr: RefCell<HashMap<Arc<str>, Rc<Peer>>>,
     kept: RefCell<Vec<Kept>>,
     reading: Cell<usize>,
+    dials: Gate,
+    /// Reads of other gateways that wait here, by their ticket.
+    asked: RefCell<HashMap<u64, oneshot::Sender<()>>>,
 }
 
 /// One forwarded read; counted until dropped.
@@ -110,9 +117,14 @@ impl Drop for Place<'_> {
 }
 
 impl Peers {
+    /// Whether [`Peers::place`] gives one.
+    pub fn has_room(&self) -> bool {
+        self.reading.get() < limits::PEER_READS_MAX
+    }
+
     /// Room for one more forwarded read.
     pub fn place(&self, ctx: &Context) -> Option<Place<'_>> {
-        if self.reading.get() >= limits::PEER_READS_MAX {
+        if !self.has_room() {
             ctx.metrics.cells.peer_refused.add(1);
             return None;
         }
@@ -144,8 +156,10 @@ impl Peers {
             return Err(unreachable("gateway.peer_secret is not set"));
         }
         let peer = self.of(addr).ok_or_else(|| unreachable("this core knows as many gateways as it takes"))?;
+        let used = RefCell::new(None);
         let called = async {
             let client = connect(ctx, &peer, addr).await?;
+            used.replace(Some(Rc::clone(&client)));
             post(ctx, &client, addr, key, op).await
         };
         match within(limit, called).await.unwrap_or_else(|| Err("it does not answer".to_owned())) {
@@ -153,7 +167,9 @@ impl Peers {
             Ok(Err(Failure { number, detail })) => Err(Problem::new(codes::by_number(number), detail)),
             Err(why) => {
                 // The next call makes a new connection; those under way on this one end by themselves.
-                peer.client.replace(None);
+                peer.client
+                    .borrow_mut()
+                    .take_if(|client| used.borrow().as_ref().is_some_and(|used| Rc::ptr_eq(client, used)));
                 ctx.metrics.cells.peer_failures.add(1);
                 Err(unreachable(&format!("{addr}: {why}")))
             }
@@ -167,18 +183,20 @@ impl Peers {
         }
     }
 
-    /// Tells the gateway what became of messages that were read from it.
+    /// Tells the gateway what became of messages that were read from it. Until it knows, or nothing would come of it any more, they are
+    /// renewed.
     pub fn settle(&self, ctx: &Rc<Context>, addr: Arc<str>, key: GroupKey, grants: Vec<Grant>, outcome: Outcome) {
-        self.kept.borrow_mut().retain(|kept| kept.addr != addr || kept.grants != grants);
         let ctx = Rc::clone(ctx);
         glommio::spawn_local(async move {
             let Some(data) = &ctx.data else { return };
             let op = Op::Settle { grants, outcome };
-            for _ in 0..SETTLE_TRIES {
-                if data.peers.call(&ctx, &addr, &key, &op, SETTLE_WITHIN).await.is_ok() {
-                    return;
-                }
-                glommio::timer::sleep(RECONNECT_AFTER).await;
+            let (by, mut pause) = (Instant::now() + SETTLE_FOR, RECONNECT_AFTER);
+            while data.peers.call(&ctx, &addr, &key, &op, SETTLE_WITHIN).await.is_err() && Instant::now() < by {
+                glommio::timer::sleep(pause).await;
+                pause = (pause * 2).min(SETTLE_WITHIN);
+            }
+            if let Op::Settle { grants, .. } = op {
+                data.peers.kept.borrow_mut().retain(|kept| kept.addr != addr || kept.grants != grants);
             }
         })
         .detach();
@@ -201,7 +219,7 @@ impl Peers {
 }
 
 /// The connection to that gateway, once it has shown who it is. One dials at a time; others wait for it.
-async fn connect(ctx: &Rc<Context>, peer: &Rc<Peer>, addr: &Arc<str>) -> Result<Client, String> {
+async fn connect(ctx: &Rc<Context>, peer: &Rc<Peer>, addr: &Arc<str>) -> Result<Rc<Client>, String> {
     loop {
         if let Some(client) = peer.live() {
             return Ok(client);
@@ -215,7 +233,7 @@ async fn connect(ctx: &Rc<Context>, peer: &Rc<Peer>, addr: &Arc<str>) -> Result<
             // In a task of its own: whoever asked may go away, others wait for the same connection.
             glommio::spawn_local(async move {
                 match open(&ctx, &addr).await {
-                    Ok(client) => _ = peer.client.replace(Some(client)),
+                    Ok(client) => _ = peer.client.replace(Some(Rc::new(client))),
                     Err(why) => _ = peer.failed.replace(Some((Instant::now(), why))),
                 }
                 peer.is_dialing.set(false);
@@ -228,6 +246,7 @@ async fn connect(ctx: &Rc<Context>, peer: &Rc<Peer>, addr: &Arc<str>) -> Result<
 }
 
 async fn open(ctx: &Context, addr: &Arc<str>) -> Result<Client, String> {
+    let _pass = ctx.plane().map_err(|_| "no data plane")?.peers.dials.enter(limits::DIALS_RUNNING_MAX).await;
     let to = Arc::clone(addr);
     let connected = ctx.offload.run(move || dial(&to)).await.map_err(|error| format!("offload pool: {error:?}"))?;
     let socket = connected.and_then(Socket::adopt).map_err(|error| error.to_string())?;
@@ -305,6 +324,8 @@ impl Asked {
     pub fn plan(ctx: &Context, head: &Head<'_>) -> Result<Self, Problem> {
         let has_secret = ctx.config.borrow().gateway.peer_secret.is_some();
         let seal = head.field(seal::FIELD).filter(|_| has_secret).ok_or_else(not_a_peer)?;
+        // Before its body is read.
+        seal::glance(seal).map_err(refused)?;
         let purpose = if head.path == GREETING_PATH.as_bytes() { Purpose::Greeting } else { Purpose::Ask };
         Ok(Self { seal: seal.into(), purpose })
     }
@@ -316,23 +337,19 @@ impl Asked {
 
     /// Gives the seal of the answer to a greeting.
     fn check(&self, ctx: &Context, body: &[u8]) -> Result<String, Problem> {
-        let refused = |detail: String| Problem::new(&codes::NOT_A_PEER, detail);
         let config = ctx.config();
         let gateway = &config.gateway;
         let Some(secret) = gateway.peer_secret.as_deref() else { return Err(not_a_peer()) };
         let addr = gateway.advertise.as_deref();
-        let addr = addr.ok_or_else(|| refused("this gateway does not say where it is reached".to_owned()))?;
+        let addr =
+            addr.ok_or_else(|| Problem::new(&codes::NOT_A_PEER, "this gateway does not say where it is reached"))?;
         match seal::open(secret, self.purpose, &self.seal, addr, body) {
             Ok(id) if id == gateway.id => {
-                Err(refused(format!("gateway.id of who asks is {id:?}, as that of this gateway; they must differ")))
+                let detail = format!("gateway.id of who asks is {id:?}, as that of this gateway; they must differ");
+                Err(Problem::new(&codes::NOT_A_PEER, detail))
             }
             Ok(_) => Ok(seal::seal(secret, Purpose::Answer, &gateway.id, addr, body)),
-            Err(Broken::Wrong) => Err(not_a_peer()),
-            Err(Broken::Clocks { apart }) => Err(refused(format!(
-                "the clocks of the two gateways are {} s apart, more than {} s",
-                apart.as_secs(),
-                seal::CLOCKS_APART_MAX.as_secs()
-            ))),
+            Err(broken) => Err(refused(broken)),
         }
     }
 
@@ -345,17 +362,18 @@ impl Asked {
         let (key, op) = asked.map_err(|error| Problem::new(&codes::INVALID_BODY, error.to_string()))?;
         ctx.metrics.cells.peer_asked.add(1);
         let (answered, on_sent): (_, Option<Box<dyn Sent>>) = match op {
-            Op::Fetch(mut request) => {
-                request.is_from_peer = true;
-                request.spec.lease.get_or_insert(AUTO).on_way.get_or_insert(ON_WAY);
-                match home::fetch(ctx, &key, request).await {
-                    Ok(mut lease) => {
-                        let delivery = lease.delivery().cloned().unwrap_or_default();
-                        (Ok(Done::Fetched(delivery)), Some(Box::new(Handed(Some(lease)))))
-                    }
-                    Err(problem) => (Err(problem), None),
-                }
+            Op::EndFetch(ticket) => {
+                // Dropped, it ends the read's waiting.
+                ctx.plane()?.peers.asked.borrow_mut().remove(&ticket);
+                (Ok(Done::Settled), None)
             }
+            Op::Fetch(request) => match fetch(ctx, &key, request).await {
+                Ok(mut lease) => {
+                    let delivery = lease.delivery().cloned().unwrap_or_default();
+                    (Ok(Done::Fetched(delivery)), Some(Box::new(Handed(Some(lease)))))
+                }
+                Err(problem) => (Err(problem), None),
+            },
             op => (home::ask(ctx, &key, op, true).await, None),
         };
         let answered: Answered =
@@ -368,8 +386,33 @@ impl Asked {
     }
 }
 
+/// A read for another gateway; it ends empty when that one says that nobody waits for it any more.
+async fn fetch(ctx: &Rc<Context>, key: &GroupKey, mut request: FetchRequest) -> Result<Lease, Problem> {
+    request.is_from_peer = true;
+    request.spec.lease.get_or_insert(AUTO).on_way.get_or_insert(ON_WAY);
+    let (waits, ended) = oneshot::channel();
+    let asked = &ctx.plane()?.peers.asked;
+    let ticket = request.ticket;
+    asked.borrow_mut().insert(ticket, waits);
+    let given_up = async {
+        // The other end is dropped, or replaced: nobody ever sends.
+        let _ = ended.await;
+        Ok(Lease::Nothing)
+    };
+    let fetched = futures_lite::future::or(home::fetch(ctx, key, request), given_up).await;
+    asked.borrow_mut().remove(&ticket);
+    fetched
+}
+
 fn reply(stamp: &Stamp, body: Vec<u8>) -> Reply {
     Reply::new(200).field("X-Request-Id", &stamp.request_id).body("application/octet-stream", body)
+}
+
+fn refused(broken: Broken) -> Problem {
+    let Broken::Clocks { apart } = broken else { return not_a_peer() };
+    let (apart_s, max_s) = (apart.as_secs(), seal::CLOCKS_APART_MAX.as_secs());
+    let detail = format!("the clocks of the two gateways are {apart_s} s apart, more than {max_s} s");
+    Problem::new(&codes::NOT_A_PEER, detail)
 }
 
 fn not_a_peer() -> Problem {

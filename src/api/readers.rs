@@ -15,9 +15,9 @@ use futures_lite::future::try_zip;
 use serde_json::{Value, json};
 
 use super::{
+    act,
     call::{self, Answer},
     context::Context,
-    elsewhere,
     frame::{Done, GroupKey, Op, Reader},
     home, owners,
     owners::{Owner, Whereabouts},
@@ -61,6 +61,7 @@ impl Readers {
 
     pub async fn run(self, ctx: &Rc<Context>) -> Result<Answer, Problem> {
         let data = ctx.plane()?;
+        let _pass = data.statuses.enter(limits::STATUS_RUNNING_MAX).await;
         let topic = ctx.find_topic(&self.key.topic, false).await?;
         let marks = data.backend.watermarks(&topic).await.map_err(reply::admin_failed)?;
         let (groups, omitted) = if self.key.group_id.is_empty() {
@@ -181,7 +182,7 @@ async fn seats(ctx: &Rc<Context>, key: &GroupKey) -> Result<HashMap<Partition, S
 /// What the gateways know of their readers.
 pub async fn known(ctx: &Rc<Context>, key: &GroupKey, members: &Whereabouts) -> Result<Vec<Reader>, Problem> {
     let here = home::ask(ctx, key, Op::Readers, true).await?;
-    let all = elsewhere::ask_all(ctx, key, members, &Op::Readers).await.into_iter().chain([here]);
+    let all = act::ask_all(ctx, key, members, &Op::Readers).await.into_iter().chain([here]);
     Ok(all.flat_map(|done| if let Done::Readers(readers) = done { readers } else { Vec::new() }).collect())
 }
 

@@ -106,9 +106,10 @@ impl Redrive {
                 lease: Some(LeaseSpec::of(STEP_LEASE)),
                 client: None,
                 with_ends: false,
+                waited: Duration::ZERO,
             };
             let partitions = dead.partitions.get();
-            let request = FetchRequest { partitions, reset: Reset::Oldest, spec, is_from_peer: false };
+            let request = FetchRequest { partitions, reset: Reset::Oldest, spec, is_from_peer: false, ticket: 0 };
             let mut lease = home::fetch(ctx, &self.key, request).await?;
             let messages = lease.take_messages().messages;
             // Held, whatever becomes of this request.
@@ -117,6 +118,10 @@ impl Redrive {
                 return Ok(Answer::json(200, &json!({ "ok": 1, "moved": moved, "done": true })));
             }
             for message in messages {
+                if Instant::now() >= by {
+                    // The rest comes again when its lease ends.
+                    break;
+                }
                 let (partition, offset) = (message.partition, message.offset);
                 let at = BuryAt { partition, offset, queue: Arc::clone(&self.retry), body: None, delay: None };
                 if home::each(ctx, &self.key, Op::Bury(at)).await? != [Acked::Done] {

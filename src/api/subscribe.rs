@@ -94,6 +94,7 @@ impl Subscribe {
             lease: lease(ctx, &query, queue, is_stream)?,
             client,
             with_ends: is_stream && format == Format::Sse,
+            waited: Duration::ZERO,
         };
         let has_limit = spec.lease.is_some_and(|lease| lease.deliveries_max.is_some());
         let dead_queue = has_limit.then(|| Queue::Dead.topic(&topic, &group_id));
@@ -119,7 +120,7 @@ impl Subscribe {
             Box::pin(resume::resume(ctx, &self.key, &topic, cursor, self.spec.lease.is_some())).await?;
         }
         let partitions = topic.partitions.get();
-        let request = FetchRequest { partitions, reset: self.reset, spec: self.spec, is_from_peer: false };
+        let request = FetchRequest { partitions, reset: self.reset, spec: self.spec, is_from_peer: false, ticket: 0 };
         if self.is_stream {
             let reading = Reading { ctx: Rc::clone(ctx), key: self.key, topic, request };
             return Box::pin(reading.stream(self.format, stamp)).await;

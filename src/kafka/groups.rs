@@ -20,6 +20,9 @@ use crate::{
     store::{AdminError, GroupInfo, GroupMember, ListedGroup, Offset, Partition, Topic},
 };
 
+/// Every broker is asked for a group, and one that is silent must not hold up what another knows for long.
+const DESCRIBE_MAX: Duration = Duration::from_secs(2);
+
 /// See the module text.
 #[derive(Debug)]
 pub(super) struct GroupAdmin {
@@ -34,14 +37,16 @@ impl GroupAdmin {
     }
 
     pub async fn describe(&self, topic: &str, group_id: &str) -> Result<GroupInfo, AdminError> {
-        let (asked, timeout) = (group_id.to_owned(), self.config.kafka.admin_timeout);
+        let (asked, timeout) = (group_id.to_owned(), self.config.kafka.admin_timeout.min(DESCRIBE_MAX));
         let found = self.admin.ask_heard(move |client| client.describe_groups(Some(&asked), timeout)).await?;
         let (groups, silent) = found.map_err(|code| refusal(code, ""))?;
         match groups.into_iter().find(|group| group.group_id == group_id) {
             Some(group) if !group.code.is_ok() => Err(refusal(group.code, "")),
             Some(group) => Ok(info(group, topic)),
             // Whoever did not answer may have it.
-            None => silent.map_or(Ok(GroupInfo { members: Vec::new() }), |code| Err(refusal(code, ""))),
+            None => {
+                silent.map_or(Ok(GroupInfo { members: Vec::new(), is_settled: true }), |code| Err(refusal(code, "")))
+            }
         }
     }
 
@@ -145,7 +150,8 @@ fn info(group: Described, topic: &str) -> GroupInfo {
         member_id: member.member_id,
         host: member.host,
     };
-    GroupInfo { members: group.members.into_iter().map(member).collect() }
+    let is_settled = ["Stable", "Empty", "Dead"].contains(&group.state.as_str());
+    GroupInfo { members: group.members.into_iter().map(member).collect(), is_settled }
 }
 
 /// The groups that read `topic` stand first.
@@ -243,6 +249,7 @@ mod tests {
         let group = |group_id: &str, assignment: &[u8]| Described {
             group_id: group_id.to_owned(),
             code: ErrorCode(0),
+            state: String::new(),
             members: vec![DescribedMember {
                 client_id: String::new(),
                 member_id: String::new(),

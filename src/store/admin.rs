@@ -29,6 +29,8 @@ pub struct GroupMember {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct GroupInfo {
     pub members: Vec<GroupMember>,
+    /// It is not being shared out: what no member has, nobody has.
+    pub is_settled: bool,
 }
 
 /// A group of the cluster, in a listing made for one topic.

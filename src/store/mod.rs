@@ -128,10 +128,14 @@ impl Message {
 
     /// What it counts against a byte budget.
     pub fn bytes(&self) -> usize {
-        let of_header = |(name, value): &Header| name.len() + value.as_ref().map_or(0, Bytes::len);
-        let headers = self.headers.as_deref().map_or(0, |headers| headers.iter().map(of_header).sum());
-        self.value.len() + self.key.as_ref().map_or(0, Bytes::len) + headers
+        let bytes = self.value.len() + self.key.as_ref().map_or(0, Bytes::len);
+        if let Some(headers) = &self.headers { bytes + headers_bytes(headers) } else { bytes }
     }
+}
+
+#[inline(never)] // Each message is asked for its bytes some times, and few have headers.
+fn headers_bytes(headers: &[Header]) -> usize {
+    headers.iter().map(|(name, value)| name.len() + value.as_ref().map_or(0, Bytes::len)).sum()
 }
 
 /// Offsets that retention took before a group had read them, both included.

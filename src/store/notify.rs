@@ -36,6 +36,34 @@ impl Notify {
     }
 }
 
+/// Lets so many through at a time; the others wait. In no order.
+#[derive(Default, Debug)]
+pub struct Gate {
+    inside: Cell<usize>,
+    left: Notify,
+}
+
+/// Whoever holds it is inside.
+#[derive(Debug)]
+pub struct Pass<'a>(&'a Gate);
+
+impl Gate {
+    pub async fn enter(&self, at_once: usize) -> Pass<'_> {
+        while self.inside.get() >= at_once {
+            self.left.wait().await;
+        }
+        self.inside.set(self.inside.get() + 1);
+        Pass(self)
+    }
+}
+
+impl Drop for Pass<'_> {
+    fn drop(&mut self) {
+        self.0.inside.set(self.0.inside.get() - 1);
+        self.0.left.ring();
+    }
+}
+
 /// Future of [`Notify::wait`]. Dropped, it leaves no trace.
 #[derive(Debug)]
 pub struct Wait<'a> {

@@ -117,7 +117,7 @@ impl Store for NullStore {
     }
 
     async fn describe_group(&self, _topic: &str, _group_id: &str) -> Result<GroupInfo, AdminError> {
-        Ok(GroupInfo { members: Vec::new() })
+        Ok(GroupInfo { members: Vec::new(), is_settled: true })
     }
 
     async fn list_groups(&self, _topic: &str) -> Result<Vec<ListedGroup>, AdminError> {

@@ -193,6 +193,7 @@ impl Writer {
     }
 }
 
+#[inline] // Once for each message of a batch.
 fn put_frame(partition: Partition, offset: Offset, payload: &[u8], out: &mut Vec<u8>) {
     // A payload came through a limit far below 2 GiB, or from Kafka, whose own length is an i32.
     let length = i32::try_from(payload.len()).unwrap_or(i32::MAX);

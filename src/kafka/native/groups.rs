@@ -130,6 +130,8 @@ impl Client {
 pub struct Described {
     pub group_id: String,
     pub code: ErrorCode,
+    /// As Kafka names it, `Stable` for one.
+    pub state: String,
     pub members: Vec<DescribedMember>,
 }
 
@@ -182,6 +184,7 @@ unsafe fn described(group: *const rd::rd_kafka_group_info) -> Described {
         Described {
             group_id: text_at((*group).group),
             code: code_at(&raw const (*group).err),
+            state: text_at((*group).state),
             members: members.collect(),
         }
     }

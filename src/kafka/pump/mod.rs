@@ -127,14 +127,15 @@ impl Pump {
         loop {
             let rung = group.bell.wait();
             self.serve().await;
-            if self.is_broken {
+            let is_leaving = (group.is_closing() || self.is_stuck) && !self.answers.is_busy();
+            if is_leaving && !self.is_broken {
+                self.leave().await;
+            }
+            if is_leaving || self.is_broken {
+                // What could not be given up in time is the next client's to get, and nobody's until then.
                 for part in std::mem::take(&mut self.parts) {
                     group.revoke(part.id);
                 }
-                return group.is_closing();
-            }
-            if (group.is_closing() || self.is_stuck) && !self.answers.is_busy() {
-                self.leave().await;
                 return group.is_closing();
             }
             let more = self.fetch_some();

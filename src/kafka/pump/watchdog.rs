@@ -69,11 +69,7 @@ impl Pump {
         if watchdog.is_looking.get() {
             return;
         }
-        let Some(stuck) = group.stuck(limit) else {
-            watchdog.found.take();
-            return;
-        };
-        let places = self.places_behind(group, stuck);
+        let places = group.stuck(limit);
         if let Some(Stuck { partition, next, latest }) = watchdog.verdict(&places) {
             self.member.around.stats.stuck.one();
             tracing::warn!(group = group.group_id, partition, next, latest, ?limit, "a group is stuck and joins anew");
@@ -85,16 +81,6 @@ impl Pump {
         if is_due && !unexplained.is_empty() && self.member.look_into(unexplained) {
             watchdog.look_due.set(Some(now + limit));
         }
-    }
-
-    /// Where the group seems to be behind: one partition that ends in a transaction's mark must not hide another that hangs.
-    fn places_behind(&self, group: &Group, first: Stuck) -> Vec<Stuck> {
-        let others = self.parts.iter().filter(|part| part.id != first.partition && group.room(part.id) > 0);
-        let behind = others.filter_map(|part| {
-            let latest = self.client.ends_seen(&self.member.topic, part.id).1?;
-            (latest > part.next).then_some(Stuck { partition: part.id, next: part.next, latest })
-        });
-        std::iter::once(first).chain(behind).collect()
     }
 }
 

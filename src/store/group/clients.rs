@@ -16,16 +16,38 @@ use crate::{
 
 /// Even a fetch that does not want to wait gives the source a turn: it is only asked once somebody waits.
 const FIRST_LOOK_MIN: Duration = Duration::from_millis(50);
+/// When the others did not answer about a filter.
+const AGREE_AGAIN: Duration = Duration::from_secs(5);
 /// A group that nobody read for so long had no occasion to get on.
 const UNUSED: Duration = Duration::from_secs(5);
 
-/// Counts a fetch in progress, whatever way it ends.
-struct Fetching<'a>(&'a Group);
+/// What the group's other members say to the filter in use.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) enum Agreed {
+    #[default]
+    No,
+    /// They were asked then, and did not all answer.
+    Tried(Instant),
+    Yes,
+}
+
+/// A reader of the group, counted from when it comes until it has what it wants, or has gone. While there is one, the group's filter stays.
+#[derive(Debug)]
+pub struct Fetching<'a> {
+    group: &'a Group,
+    is_for_peer: bool,
+}
 
 impl Drop for Fetching<'_> {
     fn drop(&mut self) {
-        self.0.fetching.set(self.0.fetching.get() - 1);
-        self.0.used_at.set(Instant::now());
+        let group = self.group;
+        group.fetching.set(group.fetching.get() - 1);
+        if self.is_for_peer {
+            group.fetching_for_peers.set(group.fetching_for_peers.get() - 1);
+        } else {
+            // Readers of other gateways do not keep this one in the group: they join it themselves.
+            group.used_at.set(Instant::now());
+        }
     }
 }
 
@@ -40,6 +62,7 @@ struct Taken<'a> {
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
         self.group.settle(&self.delivery.grants, Outcome::Unsent);
+        self.group.end_telling(&self.delivery, self.lease, false);
     }
 }
 
@@ -59,11 +82,23 @@ impl Drop for Place<'_> {
 }
 
 impl Group {
+    /// A reader comes. Refused while others read by another filter.
+    pub fn enter(&self, spec: &FetchSpec) -> Result<Fetching<'_>, FetchError> {
+        self.adopt_filter(spec.filter.as_ref())?;
+        let is_for_peer = spec.lease.is_some_and(|lease| lease.on_way.is_some());
+        self.fetching.set(self.fetching.get() + 1);
+        self.fetching_for_peers.set(self.fetching_for_peers.get() + usize::from(is_for_peer));
+        Ok(Fetching { group: self, is_for_peer })
+    }
+
     /// Waits for messages and takes up to what `spec` allows. An empty delivery means: nothing within `spec.wait`, or closing.
     pub async fn fetch(&self, spec: &FetchSpec) -> Result<Delivery, FetchError> {
-        self.adopt_filter(spec.filter.as_ref())?;
-        self.fetching.set(self.fetching.get() + 1);
-        let _fetching = Fetching(self);
+        let fetching = self.enter(spec)?;
+        self.fetch_as(&fetching, spec).await
+    }
+
+    /// As [`Group::fetch`], for a reader that is counted already.
+    pub async fn fetch_as(&self, _: &Fetching<'_>, spec: &FetchSpec) -> Result<Delivery, FetchError> {
         self.lease.set(self.lease.get() + 1);
         let mut taken = Taken { group: self, delivery: Delivery::default(), lease: self.lease.get() };
         let first_by = Instant::now() + spec.wait.max(FIRST_LOOK_MIN);
@@ -74,8 +109,9 @@ impl Group {
         }
         if !taken.delivery.messages.is_empty() {
             self.delivered.set(self.delivered.get() + taken.delivery.messages.len() as u64);
-            self.progress_at.set(Instant::now());
         }
+        // What is told without a message is heard: nothing settles it.
+        self.end_telling(&taken.delivery, taken.lease, true);
         Ok(std::mem::take(&mut taken.delivery))
     }
 
@@ -93,7 +129,7 @@ impl Group {
         if taken.delivery.messages.len() >= enough || spec.is_full(&taken.delivery) || self.ending.get() {
             return Ok(());
         }
-        let place = self.stand_in_line(spec.messages_max - taken.delivery.messages.len())?;
+        let place = self.stand_in_line(spec.messages_max - taken.delivery.messages.len(), spec.waited)?;
         self.bell.ring();
         let mut turn = std::pin::pin!(poll_fn(|cx| {
             if self.ending.get() {
@@ -123,17 +159,20 @@ impl Group {
         .await
     }
 
-    fn stand_in_line(&self, messages_max: usize) -> Result<Place<'_>, FetchError> {
+    fn stand_in_line(&self, messages_max: usize, waited: Duration) -> Result<Place<'_>, FetchError> {
         let mut waiters = self.waiters.borrow_mut();
         if waiters.len() >= limits::GROUP_WAITERS_MAX {
             return Err(FetchError::TooManyWaiters);
         }
-        let waiter = Rc::new(Waiter { messages_max, waker: RefCell::new(None) });
+        let now = Instant::now();
+        let since = now.checked_sub(waited).unwrap_or(now);
+        let waiter = Rc::new(Waiter { messages_max, since, waker: RefCell::new(None) });
         if waiters.is_empty() && self.used_at.get().elapsed() > UNUSED {
             // Nobody asked for what has piled up since.
-            self.progress_at.set(Instant::now());
+            self.wanted_since.set(now);
         }
-        waiters.push_back(Rc::clone(&waiter));
+        let behind = waiters.iter().rposition(|other| other.since <= since).map_or(0, |place| place + 1);
+        waiters.insert(behind, Rc::clone(&waiter));
         Ok(Place { group: self, waiter })
     }
 
@@ -147,18 +186,25 @@ impl Group {
             return Err(FetchError::FilterConflict);
         }
         *self.filter.borrow_mut() = filter.cloned();
-        self.filter_agreed.set(false);
+        self.filter_agreed.set(Agreed::No);
         Ok(())
     }
 
-    /// Whether it is the filter in use, and the other members of the group were asked.
+    /// Whether it is the filter in use, and the other members of the group need not be asked about it now.
     pub fn has_agreed(&self, filter: Option<&TagFilter>) -> bool {
-        self.filter_agreed.get() && self.filter.borrow().as_ref() == filter
+        let is_agreed = match self.filter_agreed.get() {
+            Agreed::No => false,
+            Agreed::Tried(at) => at.elapsed() < AGREE_AGAIN,
+            Agreed::Yes => true,
+        };
+        is_agreed && self.filter.borrow().as_ref() == filter
     }
 
-    /// They were asked, unless another filter came in between.
-    pub fn set_agreed(&self, filter: Option<&TagFilter>) {
-        self.filter_agreed.set(self.filter.borrow().as_ref() == filter);
+    /// They were asked, unless another filter came in between. Some may not have answered: then they are asked again after a while.
+    pub fn set_agreed(&self, filter: Option<&TagFilter>, have_answered: bool) {
+        if self.filter.borrow().as_ref() == filter {
+            self.filter_agreed.set(if have_answered { Agreed::Yes } else { Agreed::Tried(Instant::now()) });
+        }
     }
 
     /// Takes what is there, each partition in turn, returned messages of a partition before its new ones.
@@ -206,7 +252,16 @@ impl Group {
         self.closing.get()
     }
 
-    /// Fetches in progress.
+    /// Of what this answer tells without a message of the same partition: it is heard, or is told again.
+    fn end_telling(&self, delivery: &Delivery, lease: LeaseId, is_heard: bool) {
+        for gap in &delivery.gaps {
+            if !delivery.grants.iter().any(|grant| grant.partition == gap.partition) {
+                self.with_part(gap.partition, |part, _| part.end_telling(lease, is_heard));
+            }
+        }
+    }
+
+    /// Readers, here and of other gateways.
     pub fn fetching(&self) -> usize {
         self.fetching.get()
     }
@@ -215,10 +270,10 @@ impl Group {
         self.assigned.get()
     }
 
-    /// Nobody fetches and nothing is leased; since when.
+    /// No client of this gateway reads and nothing is leased; since when.
     pub fn idle_since(&self) -> Option<Instant> {
         let leased = self.parts.borrow().iter().any(Part::is_leased);
-        (self.fetching.get() == 0 && !leased).then(|| self.used_at.get())
+        (self.fetching.get() == self.fetching_for_peers.get() && !leased).then(|| self.used_at.get())
     }
 
     pub fn status(&self) -> GroupStatus {

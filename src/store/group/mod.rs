@@ -33,11 +33,12 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use self::part::Part;
 pub use self::{
     budget::Budget,
+    clients::Fetching,
     part::{Acked, Burial, LeaseSpec, Outcome},
 };
+use self::{clients::Agreed, part::Part};
 use super::{Gap, Message, Offset, Partition, lease::LeaseId, notify::Notify, tag::TagFilter};
 use crate::config::resolve::SubscribeConfig;
 
@@ -62,6 +63,8 @@ pub struct FetchSpec {
     pub client: Option<IpAddr>,
     /// Say where every partition stands, before what is delivered of it.
     pub with_ends: bool,
+    /// For another gateway: how long its client has waited already.
+    pub waited: Duration,
 }
 
 impl FetchSpec {
@@ -146,6 +149,8 @@ pub struct GroupStatus {
 #[derive(Debug)]
 struct Waiter {
     messages_max: usize,
+    /// Whoever has waited longest is served first.
+    since: Instant,
     waker: RefCell<Option<Waker>>,
 }
 
@@ -162,7 +167,7 @@ pub struct Group {
     /// The filter in use; it may change when nobody waits and nothing is leased.
     filter: RefCell<Option<TagFilter>>,
     /// Since it is in use the group's other members were asked whether theirs is over.
-    filter_agreed: Cell<bool>,
+    filter_agreed: Cell<Agreed>,
     fault: RefCell<Option<String>>,
     epoch: Cell<u64>,
     lease: Cell<LeaseId>,
@@ -173,9 +178,11 @@ pub struct Group {
     ending: Cell<bool>,
     closing: Cell<bool>,
     delivered: Cell<u64>,
-    /// When messages were last handed out, or the waiting began to make sense.
-    progress_at: Cell<Instant>,
+    /// Since when there are clients that want messages, with pauses, or partitions to give them.
+    wanted_since: Cell<Instant>,
     fetching: Cell<usize>,
+    /// Of these, for other gateways.
+    fetching_for_peers: Cell<usize>,
     used_at: Cell<Instant>,
     /// Messages that were delivered often enough.
     worn: RefCell<Vec<Burial>>,
@@ -226,7 +233,7 @@ impl Group {
             parts: RefCell::default(),
             waiters: RefCell::default(),
             filter: RefCell::default(),
-            filter_agreed: Cell::new(false),
+            filter_agreed: Cell::default(),
             fault: RefCell::default(),
             epoch: Cell::new(GENERATION.fetch_add(1 << 32, Ordering::Relaxed)),
             lease: Cell::new(0),
@@ -235,8 +242,9 @@ impl Group {
             ending: Cell::new(false),
             closing: Cell::new(false),
             delivered: Cell::new(0),
-            progress_at: Cell::new(Instant::now()),
+            wanted_since: Cell::new(Instant::now()),
             fetching: Cell::new(0),
+            fetching_for_peers: Cell::new(0),
             used_at: Cell::new(Instant::now()),
             worn: RefCell::default(),
             bell: Notify::default(),
@@ -259,7 +267,7 @@ impl Group {
         drop(parts);
         self.assigned.set(true);
         self.fault.replace(None);
-        self.progress_at.set(Instant::now());
+        self.wanted_since.set(Instant::now());
         self.bell.ring();
         self.changed.ring();
     }
@@ -309,18 +317,18 @@ impl Group {
         }
     }
 
-    /// Why clients have waited for `limit` although there is something to read. What stands still because its leases are at their bound
-    /// is its clients' affair.
-    pub fn stuck(&self, limit: Duration) -> Option<Stuck> {
-        if self.waiters.borrow().is_empty() || self.progress_at.get().elapsed() < limit || self.ending.get() {
-            return None;
+    /// Where nothing has come for `limit` although there is something to read and clients wait. What stands still because its leases are
+    /// at their bound is its clients' affair.
+    pub fn stuck(&self, limit: Duration) -> Vec<Stuck> {
+        if self.waiters.borrow().is_empty() || self.wanted_since.get().elapsed() < limit || self.ending.get() {
+            return Vec::new();
         }
-        let parts = self.parts.borrow();
-        let has_lag = |p: &&Part| p.deliverable() == 0 && p.latest > p.next();
-        let stuck = parts.iter().find(has_lag);
-        let stuck = stuck.map(|p| Stuck { partition: p.id, next: p.next(), latest: p.latest });
+        let (parts, now) = (self.parts.borrow(), Instant::now());
+        let behind = parts.iter().filter(|part| part.is_behind(limit, now));
+        let mut stuck: Vec<_> = behind.map(|p| Stuck { partition: p.id, next: p.next(), latest: p.latest }).collect();
         drop(parts);
-        stuck.filter(|stuck| self.room(stuck.partition) > 0)
+        stuck.retain(|stuck| self.room(stuck.partition) > 0);
+        stuck
     }
 
     /// Serves whoever waits first; called once after a run of [`Group::push`].
@@ -334,7 +342,7 @@ impl Group {
     /// One past the newest message of the partition, for lag.
     pub fn set_latest(&self, partition: Partition, latest: Offset) {
         if let Some(part) = self.parts.borrow_mut().iter_mut().find(|p| p.id == partition) {
-            part.latest = part.latest.max(latest);
+            part.set_latest(latest, Instant::now());
         }
     }
 

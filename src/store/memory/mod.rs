@@ -124,7 +124,7 @@ impl Store for MemoryStore {
 
     async fn describe_group(&self, _topic: &str, _group_id: &str) -> Result<GroupInfo, AdminError> {
         // Whoever reads does so in this process, and is known there.
-        Ok(GroupInfo { members: Vec::new() })
+        Ok(GroupInfo { members: Vec::new(), is_settled: true })
     }
 
     async fn list_groups(&self, topic: &str) -> Result<Vec<ListedGroup>, AdminError> {
@@ -354,6 +354,7 @@ mod tests {
                 lease: None,
                 client: None,
                 with_ends: false,
+                waited: std::time::Duration::ZERO,
             };
             let before = group.fetch(&spec).await.expect("it is open");
             assert_eq!(before.messages[0].offset, 5);

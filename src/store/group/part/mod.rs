@@ -89,6 +89,8 @@ struct Held {
     /// Its client has the answer: from then on its time counts.
     is_delivered: bool,
     ends_at: Instant,
+    /// Its client has asked for that.
+    extended_to: Option<Instant>,
     first: Offset,
     last: Offset,
     /// Messages still leased, and being buried.
@@ -106,6 +108,8 @@ pub(super) struct Part {
     pub latest: Offset,
     pub last_reader: Option<IpAddr>,
     pub delivered_at: Option<Instant>,
+    /// Since when there is something in the log that does not come.
+    behind_since: Option<Instant>,
     ready: VecDeque<Message>,
     ready_bytes: usize,
     held: BTreeMap<LeaseId, Held>,
@@ -133,6 +137,7 @@ impl Part {
             latest: -1,
             last_reader: None,
             delivered_at: None,
+            behind_since: None,
             ready: VecDeque::new(),
             ready_bytes: 0,
             held: BTreeMap::new(),
@@ -176,10 +181,22 @@ impl Part {
     pub fn push(&mut self, message: Message) {
         if message.offset >= self.next() {
             self.latest = self.latest.max(message.offset + 1);
+            self.behind_since = None;
             self.ready_bytes += message.bytes();
             self.ready.push_back(message);
             self.account();
         }
+    }
+
+    /// One past the newest message of the log.
+    pub fn set_latest(&mut self, latest: Offset, now: Instant) {
+        self.latest = self.latest.max(latest);
+        self.behind_since = if self.latest > self.next() { self.behind_since.or(Some(now)) } else { None };
+    }
+
+    /// Whether there is something in the log that has not come for `limit`, and nothing else to give.
+    pub fn is_behind(&self, limit: Duration, now: Instant) -> bool {
+        self.deliverable() == 0 && self.behind_since.is_some_and(|since| now.saturating_duration_since(since) >= limit)
     }
 
     pub fn note_gap(&mut self, from: Offset, to: Offset) {
@@ -237,11 +254,11 @@ impl Part {
             delivery.add(message);
         }
         self.account();
+        if (span.is_some() || skipped) && self.gap.is_some() && self.gap_told_by.is_none() {
+            delivery.gaps.extend(self.gap);
+            self.gap_told_by = Some(lease);
+        }
         if let Some((first, last)) = span {
-            if self.gap_told_by.is_none() && self.gap.is_some() {
-                delivery.gaps.extend(self.gap);
-                self.gap_told_by = Some(lease);
-            }
             (self.last_reader, self.delivered_at) = (spec.client, Some(now));
             if let Some(grant) = known.and_then(|at| delivery.grants.get_mut(at)) {
                 grant.last = last;
@@ -290,7 +307,7 @@ impl Part {
 
     fn hold(&mut self, lease: LeaseId, spec: LeaseSpec, (first, last): (Offset, Offset), leased: usize, now: Instant) {
         let ends_at = now + spec.on_way.unwrap_or(spec.term);
-        let held = Held { spec, is_delivered: false, ends_at, first, last, leased, burying: 0 };
+        let held = Held { spec, is_delivered: false, ends_at, extended_to: None, first, last, leased, burying: 0 };
         if let Some(known) = self.held.get_mut(&lease) {
             // The same answer took more after its first look.
             known.first = known.first.min(first);
@@ -305,14 +322,12 @@ impl Part {
     /// The answer was taken by its client, or was not.
     pub fn settle(&mut self, grant: &Grant, outcome: Outcome, now: Instant, worn: &mut Vec<Burial>) {
         let Grant { lease, first, last, .. } = *grant;
-        if self.gap_told_by == Some(lease) {
-            self.gap = self.gap.filter(|_| outcome != Outcome::Delivered);
-            self.gap_told_by = None;
-        }
+        self.end_telling(lease, outcome == Outcome::Delivered);
         match (outcome, self.held.get_mut(&lease)) {
             (Outcome::Delivered, Some(held)) if !held.spec.is_auto => {
                 held.is_delivered = true;
-                held.ends_at = held.ends_at.max(now + held.spec.term);
+                held.ends_at = held.extended_to.unwrap_or(now + held.spec.term);
+                self.expires_at = Some(self.expires_at.map_or(held.ends_at, |at| at.min(held.ends_at)));
             }
             (Outcome::Delivered, _) => {
                 self.held.remove(&lease);
@@ -326,6 +341,14 @@ impl Part {
             }
         }
         self.account();
+    }
+
+    /// The answer that tells of a gap was heard, or was not: then the next one tells it.
+    pub fn end_telling(&mut self, lease: LeaseId, is_heard: bool) {
+        if self.gap_told_by == Some(lease) {
+            self.gap = self.gap.filter(|_| !is_heard);
+            self.gap_told_by = None;
+        }
     }
 
     // === held leases ===
@@ -378,7 +401,9 @@ impl Part {
         let Ok(lease) = self.holder(offset) else { return Acked::NotLeased };
         for lease in self.with_stream(lease, offset) {
             if let Some(held) = self.held.get_mut(&lease) {
-                held.ends_at = now + term;
+                held.extended_to = Some(now + term);
+                // While the answer is on its way the lease ends no sooner for it.
+                held.ends_at = if held.is_delivered { now + term } else { held.ends_at.max(now + term) };
             }
         }
         self.expires_at = self.expires_at.map(|at| at.min(now + term));
@@ -427,9 +452,7 @@ impl Part {
                 worn.push(Burial { epoch: self.epoch, message, deliveries, lease });
             }
         }
-        if self.gap_told_by == Some(lease) {
-            self.gap_told_by = None;
-        }
+        self.end_telling(lease, false);
         self.table.give_back(lease, held.first, held.last, true);
     }
 

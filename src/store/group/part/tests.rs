@@ -28,7 +28,17 @@ fn message(offset: Offset) -> Message {
 
 fn spec(messages_max: usize, lease: Option<LeaseSpec>) -> FetchSpec {
     let (wait, linger) = (Duration::ZERO, Duration::ZERO);
-    FetchSpec { messages_max, bytes_max: usize::MAX, wait, linger, filter: None, lease, client: None, with_ends: false }
+    FetchSpec {
+        messages_max,
+        bytes_max: usize::MAX,
+        wait,
+        linger,
+        filter: None,
+        lease,
+        client: None,
+        with_ends: false,
+        waited: Duration::ZERO,
+    }
 }
 
 #[allow(clippy::unnecessary_wraps)] // The form in which `spec` takes it.
@@ -190,6 +200,23 @@ fn a_lease_does_not_end_while_its_answer_is_written() {
     assert_eq!(part.expire(now + TERM, &mut Vec::new()), 1);
 }
 
+/// The time of a lease that was read for another gateway is its own, not that of the way.
+#[test]
+fn a_lease_is_as_long_as_it_is_wherever_its_answer_goes() {
+    let (mut part, now) = (Part::new(0, 1, 0, true, &budget()), Instant::now());
+    (0..3).for_each(|offset| part.push(message(offset)));
+    let short = |term| spec(1, Some(LeaseSpec { on_way: Some(TERM), ..LeaseSpec::of(term) }));
+    let first = take(&mut part, 1, &short(TERM / 10), now);
+    part.settle(&first.grants[0], Outcome::Delivered, now, &mut Vec::new());
+    assert_eq!(part.expire(now + TERM / 10, &mut Vec::new()), 1, "delivered, its own time counts");
+    let second = take(&mut part, 2, &short(TERM / 10), now);
+    assert_eq!(part.extend_at(0, TERM / 5, now), Acked::Done);
+    assert_eq!(part.expire(now + TERM / 2, &mut Vec::new()), 0, "it is still on its way");
+    part.settle(&second.grants[0], Outcome::Delivered, now + TERM / 20, &mut Vec::new());
+    assert_eq!(part.expire(now + TERM / 6, &mut Vec::new()), 0, "its client has extended it");
+    assert_eq!(part.expire(now + TERM / 5, &mut Vec::new()), 1);
+}
+
 /// What retention took is told until a client has heard of it.
 #[test]
 fn a_gap_is_told_until_it_is_heard() {
@@ -202,6 +229,32 @@ fn a_gap_is_told_until_it_is_heard() {
         part.settle(&taken.grants[0], outcome, now, &mut Vec::new());
     }
     assert!(take(&mut part, 4, &spec(1, None), now).gaps.is_empty());
+    // Also where nothing that is wanted follows: then with no message at all.
+    part.note_gap(9, 12);
+    part.push(message(13));
+    let filter = TagFilter::parse(b"wanted");
+    let mut delivery = Delivery::default();
+    assert!(part.take(5, &spec(1, None), filter.as_ref(), &mut delivery, now), "it is passed over");
+    assert_eq!((delivery.messages.len(), delivery.gaps.len()), (0, 1));
+    part.end_telling(5, true);
+    assert!(part.gap.is_none());
+}
+
+/// A partition is behind while its log goes on and nothing comes, and not before.
+#[test]
+fn behind_is_what_does_not_come() {
+    let (mut part, now) = (Part::new(0, 1, 0, true, &budget()), Instant::now());
+    part.set_latest(0, now);
+    assert!(!part.is_behind(TERM, now + TERM * 2), "there is nothing");
+    part.set_latest(2, now + TERM);
+    assert!(!part.is_behind(TERM, now + TERM + TERM / 2));
+    part.set_latest(3, now + TERM + TERM / 2);
+    assert!(part.is_behind(TERM, now + TERM * 2));
+    part.push(message(0));
+    part.set_latest(3, now + TERM * 2);
+    give(&mut part, 1, &spec(9, None), now);
+    assert!(!part.is_behind(TERM, now + TERM * 2), "it has moved");
+    assert!(part.is_behind(TERM, now + TERM * 3));
 }
 
 #[test]
@@ -243,7 +296,8 @@ enum Fate {
     Acked,
 }
 
-/// Random interleavings of deliver, ack, expire, undelivered answers, burials that succeed or fail, and revocation.
+/// Random interleavings of deliver (here, for another gateway, for a stream, by a filter), ack, renew, extend, expire, answers that were
+/// cut or never sent, burials that succeed or fail, and revocation.
 #[test]
 fn nothing_is_lost_and_nothing_unacknowledged_is_committed() {
     const MESSAGES: Offset = 60;
@@ -252,6 +306,7 @@ fn nothing_is_lost_and_nothing_unacknowledged_is_committed() {
         let budget = budget();
         let mut now = Instant::now();
         let (mut epoch, mut lease) = (1, 0);
+        let filter = TagFilter::parse(b"wanted").expect("it names one");
         let mut part = Part::new(0, epoch, 0, true, &budget);
         (0..MESSAGES).for_each(|offset| part.push(message(offset)));
         let mut fate = vec![Fate::Unread; usize::try_from(MESSAGES).expect("small")];
@@ -263,13 +318,28 @@ fn nothing_is_lost_and_nothing_unacknowledged_is_committed() {
             steps += 1;
             assert!(steps < 100_000, "it comes to an end");
             let mut worn = Vec::new();
-            match random(8) {
+            match random(9) {
+                8 if !given.is_empty() => {
+                    let (_, list, grant, is_held) = &given[usize::try_from(random(given.len() as u64)).expect("small")];
+                    if random(2) == 0 {
+                        part.renew(grant, now);
+                    } else if *is_held {
+                        part.extend_at(list[0], TERM * u32::try_from(random(3)).expect("small"), now);
+                    }
+                }
                 0..=2 => {
                     lease += 1;
                     let is_held = random(3) > 0;
-                    let how = if is_held { held((random(2) == 0).then_some(3), None) } else { None };
-                    let delivery =
-                        take(&mut part, lease, &spec(1 + usize::try_from(random(5)).expect("small"), how), now);
+                    let how =
+                        if is_held { held((random(2) == 0).then_some(3), (random(4) == 0).then_some(7)) } else { None };
+                    let on_way = (random(3) == 0).then_some(TERM / 3);
+                    let spec = spec(
+                        1 + usize::try_from(random(5)).expect("small"),
+                        how.map(|how| LeaseSpec { on_way, ..how }),
+                    );
+                    let mut delivery = Delivery::default();
+                    // What a filter passes over is acknowledged by that.
+                    part.take(lease, &spec, (random(12) == 0).then_some(&filter), &mut delivery, now);
                     for offset in offsets(&delivery) {
                         let known = &mut fate[usize::try_from(offset).expect("small")];
                         assert_eq!(*known, Fate::Unread, "{offset} is held by one lease at a time");

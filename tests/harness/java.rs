@@ -89,6 +89,16 @@ pub fn committed(brokers: &str, group: &str, topic: &str) -> BTreeMap<i32, i64> 
     rows.filter_map(pair).collect()
 }
 
+/// The broker that coordinates the group.
+pub fn coordinator(brokers: &str, group: &str) -> u32 {
+    let args = ["--bootstrap-server", brokers, "--timeout", "60000", "--describe", "--state", "--group", group];
+    let output = tool(CONSUMER_GROUPS, &args, b"");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    // GROUP COORDINATOR (ID) ..: `127.0.0.1:9092  (1)`.
+    let id = text.lines().find(|line| line.starts_with(group)).and_then(|line| line.split(['(', ')']).nth(1));
+    id.and_then(|id| id.parse().ok()).unwrap_or_else(|| panic!("{CONSUMER_GROUPS} names no coordinator: {text}"))
+}
+
 /// Kafka's own consumer, cooperative-sticky, in a process of its own; killed on drop.
 pub struct Member {
     process: Process,

@@ -30,6 +30,9 @@ pub const CASES: &[Case] = &[
     Case::new("two_gateways::stopped_and_killed", stopped_and_killed).kafka().alone(),
     Case::new("two_gateways::one_partition_for_six_clients", one_partition_for_six_clients).kafka().alone(),
     Case::new("two_gateways::acks_through_either", acks_through_either).kafka(),
+    Case::new("two_gateways::a_silent_broker_is_no_business_of_theirs", a_silent_broker_is_no_business_of_theirs)
+        .kafka()
+        .alone(),
     Case::new("two_gateways::foreign_owner_is_said_by_both", foreign_owner_is_said_by_both).kafka(),
 ];
 
@@ -242,6 +245,49 @@ fn acks_through_either() {
         gateway.subscribe(&topic.move_to_offset("g", 0, place)).expect(200);
         wait_until(SOON, "it is moved", || committed(&topic) == place.parse::<i64>().expect("a number"));
     }
+}
+
+/// A broker that neither leads the partition nor knows the group is silent. Every broker is asked who reads a group; what is known must
+/// do for as long: reads and acknowledgements through the gateway that owns nothing go on, and are not refused.
+fn a_silent_broker_is_no_business_of_theirs() {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let gateways = ["a", "b"].map(|id| Seat::new(id).start());
+    let topic = topic(1);
+    let read = topic.read("g", "ack=1&lease=1m&wait=20s");
+    for gateway in &gateways {
+        gateway.subscribe(&topic.read("g", "ack=1&wait=2s"));
+    }
+    let publish = |text: String| gateways[0].publish(&topic.publish("ack=local", text)).expect(201);
+    publish("before".to_owned());
+    let first = single(&gateways[1].subscribe(&read));
+    gateways[1].subscribe(&topic.ack_all("g", "", &[first.position()])).expect(200);
+    let leader = u32::try_from(kafka().admin().leader(&topic.in_kafka(), 0)).expect("a leader");
+    let coordinator = java::coordinator(&kafka().bootstrap(), &topic.group_in_kafka("g"));
+    let silent = (0..3).find(|id| ![leader, coordinator].contains(id)).expect("there are three");
+    kafka().freeze(silent);
+    let mut took = Vec::new();
+    // Longer than a look is trusted, so that several fall into it.
+    let until = Instant::now() + Duration::from_secs(10);
+    while Instant::now() < until {
+        publish(format!("{}", took.len()));
+        let start = Instant::now();
+        let got = single(&gateways[1].subscribe(&read));
+        let acked = gateways[1].subscribe(&topic.ack_all("g", "", &[got.position()]));
+        took.push(start.elapsed());
+        if acked.status != 200 {
+            kafka().thaw(silent);
+            panic!("{} {}", acked.status, acked.text());
+        }
+    }
+    kafka().thaw(silent);
+    kafka().wait_whole();
+    took.sort_unstable();
+    let (middle, slowest) = (took[took.len() / 2], took[took.len() - 1]);
+    figures::note(
+        "two gateways, a broker silent: read and acknowledged through the other",
+        format!("{} times, half of them in {middle:?}, slowest {slowest:?}", took.len()),
+    );
+    assert!(slowest < 5 * PATIENCE, "{slowest:?}");
 }
 
 /// The partition belongs to a member that is no kateway: both say so, at once, instead of asking each other for ever.

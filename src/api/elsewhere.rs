@@ -27,7 +27,7 @@ use super::{
     context::{Context, DataPlane},
     frame::{Done, FetchRequest, GroupKey, Op, Origin, RemoteLease},
     home::Lease,
-    owners::{self, Owner, TRUSTED, Whereabouts, stranger, unreachable},
+    owners::{self, Owner, Whereabouts, stranger, unreachable},
     peer::{AUTO, ON_WAY},
     reply::{self, Problem},
 };
@@ -75,11 +75,14 @@ pub async fn fetch(
 ) -> Result<Lease, Problem> {
     // A reader from now on, so that nobody takes the group for free, or for another filter's, while others are asked.
     let reader = group.enter(&request.spec).map_err(reply::fetch_failed)?;
-    agree_filter(ctx, key, group, request).await?;
+    // What has to do with other gateways stands in boxes: most reads find what they want here, and would only move the room for it.
+    if owners::has_secret(ctx) && !group.has_agreed(request.spec.filter.as_ref()) {
+        Box::pin(agree_filter(ctx, key, group, request)).await?;
+    }
     let read = Read::new(ctx, key, group, request)?;
     if read.begins_with_others()
         && let Some(members) = owners::glance(ctx, key)
-        && let Some(lease) = read.ask_each(FIRST_ANSWERS_WITHIN, async { Ok(members) }).await
+        && let Some(lease) = Box::pin(read.ask_each(FIRST_ANSWERS_WITHIN, async { Ok(members) })).await
     {
         return Ok(lease);
     }
@@ -88,11 +91,17 @@ pub async fn fetch(
         Ok(Lease::Local { group: Rc::clone(group), delivery })
     };
     // What is here is looked at first. An answer of another gateway that is late for it is given back by whoever waits for it.
-    let lease = future::or(here, async { Ok(read.ask_until_found().await) }).await?;
+    let others = async {
+        while !read.has_others() {
+            group.changed.wait().await;
+        }
+        Ok(Box::pin(read.ask_until_found()).await)
+    };
+    let lease = future::or(here, others).await?;
     if !is_empty(&lease) {
         return Ok(lease);
     }
-    if let Some(lease) = read.last_chance().await {
+    if let Some(lease) = Box::pin(read.last_chance()).await {
         return Ok(lease);
     }
     match read.failure.take() {
@@ -106,11 +115,9 @@ pub async fn fetch(
 /// whether theirs are over.
 async fn agree_filter(ctx: &Rc<Context>, key: &GroupKey, group: &Group, request: &FetchRequest) -> Result<(), Problem> {
     let filter = &request.spec.filter;
-    if !owners::has_secret(ctx) || group.has_agreed(filter.as_ref()) {
-        return Ok(());
-    }
     let refused = async {
-        let members = owners::look(ctx, key, TRUSTED).await?;
+        // A gateway that is not known yet asks this one before its own first read.
+        let members = owners::known(ctx, key).await?;
         let answers = ask_all(ctx, key, &members, &Op::Filter(filter.clone())).await;
         Ok(answers.iter().any(|done| matches!(done, Done::Filter { is_taken: false })))
     };
@@ -213,7 +220,7 @@ impl<'a> Read<'a> {
 
     /// Asks the others, one after the other, until one has something. Ends by being dropped.
     async fn ask_until_found(&self) -> Lease {
-        let by = Instant::now() + self.request.spec.wait;
+        let by = self.began_at + self.request.spec.wait;
         let mut head_start = Some(match (self.group.owned(), self.group.is_assigned()) {
             (0, true) => Duration::ZERO,
             (0, false) => HERE_FIRST_EMPTY,

@@ -70,14 +70,14 @@ pub fn of(ctx: &Context, key: &GroupKey) -> ShardId {
 // === reading ===
 
 /// Reads a group, wherever it lives.
-pub async fn fetch(ctx: &Rc<Context>, key: &GroupKey, request: FetchRequest) -> Result<Lease, Problem> {
+pub async fn fetch(ctx: &Rc<Context>, key: &GroupKey, request: &FetchRequest) -> Result<Lease, Problem> {
     let home = of(ctx, key);
     if home == ctx.shard {
-        return fetch_here(ctx, key, &request).await;
+        return fetch_here(ctx, key, request).await;
     }
     ctx.metrics.cells.sub_forwarded.add(1);
     let (partitions, patience) = (request.partitions, request.spec.wait + request.spec.linger + MESH_GRACE);
-    let frame = |answer| Frame::Fetch { key: key.clone(), request, answer };
+    let frame = |answer| Frame::Fetch { key: key.clone(), request: request.clone(), answer };
     let remote: RemoteLease = ask_core(ctx, home, patience, frame).await?;
     if let Some(data) = ctx.data.as_ref().filter(|_| remote.partitions != partitions) {
         ctx.agree(data);

@@ -399,7 +399,7 @@ async fn fetch(ctx: &Rc<Context>, key: &GroupKey, mut request: FetchRequest) -> 
         let _ = ended.await;
         Ok(Lease::Nothing)
     };
-    let fetched = futures_lite::future::or(home::fetch(ctx, key, request), given_up).await;
+    let fetched = futures_lite::future::or(home::fetch(ctx, key, &request), given_up).await;
     asked.borrow_mut().remove(&ticket);
     fetched
 }

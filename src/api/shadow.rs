@@ -110,7 +110,7 @@ impl Redrive {
             };
             let partitions = dead.partitions.get();
             let request = FetchRequest { partitions, reset: Reset::Oldest, spec, is_from_peer: false, ticket: 0 };
-            let mut lease = home::fetch(ctx, &self.key, request).await?;
+            let mut lease = home::fetch(ctx, &self.key, &request).await?;
             let messages = lease.take_messages().messages;
             // Held, whatever becomes of this request.
             lease.settle(Outcome::Delivered);

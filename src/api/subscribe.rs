@@ -49,8 +49,8 @@ const STREAM_BYTES_MAX: usize = 1024 * 1024;
 #[derive(Debug)]
 pub struct Subscribe {
     key: GroupKey,
-    reset: Reset,
-    spec: FetchSpec,
+    /// Its partitions are known when the topic is.
+    request: FetchRequest,
     format: Format,
     /// What it acknowledges first.
     ack: Option<AckAt>,
@@ -100,7 +100,8 @@ impl Subscribe {
         let dead_queue = has_limit.then(|| Queue::Dead.topic(&topic, &group_id));
         let key = call::key(topic, group_id, queue);
         let (ack, is_single) = (ack::by_fields(head, query.flag("next")?)?, batch == 1 && !is_stream);
-        Ok(Self { key, reset, spec, format, ack, cursor: cursor(head, format)?, is_stream, is_single, dead_queue })
+        let request = FetchRequest { partitions: 0, reset, spec, is_from_peer: false, ticket: 0 };
+        Ok(Self { key, request, format, ack, cursor: cursor(head, format)?, is_stream, is_single, dead_queue })
     }
 
     /// The core the group lives on.
@@ -108,7 +109,8 @@ impl Subscribe {
         home::of(ctx, &self.key)
     }
 
-    pub async fn run(self, ctx: &Rc<Context>, stamp: &Stamp) -> Result<Reply, Problem> {
+    /// Takes itself by its box: it is large, and moved once more by value.
+    pub async fn run(mut self: Box<Self>, ctx: &Rc<Context>, stamp: &Stamp) -> Result<Reply, Problem> {
         let topic = bury::shadow_or_topic(ctx, &self.key.topic).await?;
         if let Some(dead_queue) = &self.dead_queue {
             bury::shadow_topic(ctx, dead_queue).await?;
@@ -116,16 +118,16 @@ impl Subscribe {
         if let Some(item) = self.ack {
             Box::pin(ack::acknowledge(ctx, &self.key, vec![item])).await?;
         }
-        if let Some(cursor) = self.cursor {
-            Box::pin(resume::resume(ctx, &self.key, &topic, cursor, self.spec.lease.is_some())).await?;
+        if let Some(cursor) = self.cursor.take() {
+            let is_explicit = self.request.spec.lease.is_some();
+            Box::pin(resume::resume(ctx, &self.key, &topic, cursor, is_explicit)).await?;
         }
-        let partitions = topic.partitions.get();
-        let request = FetchRequest { partitions, reset: self.reset, spec: self.spec, is_from_peer: false, ticket: 0 };
+        self.request.partitions = topic.partitions.get();
         if self.is_stream {
-            let reading = Reading { ctx: Rc::clone(ctx), key: self.key, topic, request };
+            let reading = Reading { ctx: Rc::clone(ctx), key: self.key, topic, request: self.request };
             return Box::pin(reading.stream(self.format, stamp)).await;
         }
-        let lease = home::fetch(ctx, &self.key, request).await?;
+        let lease = home::fetch(ctx, &self.key, &self.request).await?;
         let settlement = Settlement::new(ctx, lease, topic, self.key.group_id);
         Ok(answer(settlement, self.is_single, self.format, stamp))
     }
@@ -170,7 +172,7 @@ impl Batches for Reading {
         let mut request = self.request.clone();
         request.spec.wait = wait;
         Box::pin(async move {
-            let lease = home::fetch(&ctx, &key, request).await?;
+            let lease = home::fetch(&ctx, &key, &request).await?;
             let end = matches!(lease, Lease::Nothing) || ctx.drain_phase() == DrainPhase::Closing;
             let mut settlement = Settlement::new(&ctx, lease, topic, key.group_id);
             let delivery = settlement.take();

@@ -75,10 +75,10 @@ impl Scene {
 }
 
 /// A broker that answers nothing until this is dropped.
-struct Frozen(u32);
+pub struct Frozen(u32);
 
 impl Frozen {
-    fn new(id: u32) -> Self {
+    pub fn new(id: u32) -> Self {
         kafka().freeze(id);
         Self(id)
     }

@@ -76,7 +76,7 @@ pub async fn fetch(
     // A reader from now on, so that nobody takes the group for free, or for another filter's, while others are asked.
     let reader = group.enter(&request.spec).map_err(reply::fetch_failed)?;
     // What has to do with other gateways stands in boxes: most reads find what they want here, and would only move the room for it.
-    if owners::has_secret(ctx) && !group.has_agreed(request.spec.filter.as_ref()) {
+    if !group.has_agreed(request.spec.filter.as_ref()) {
         Box::pin(agree_filter(ctx, key, group, request)).await?;
     }
     let read = Read::new(ctx, key, group, request)?;
@@ -137,6 +137,34 @@ fn is_empty(lease: &Lease) -> bool {
     }
 }
 
+/// Why a gateway that has no secret, so asks nobody, has nothing for a reader: others own what there is.
+pub async fn explain(ctx: &Rc<Context>, key: &GroupKey) -> Result<(), Problem> {
+    if !owners::may_ask(ctx) {
+        return Ok(());
+    }
+    // Who cannot say who reads the group stands in nobody's way.
+    let Ok(members) = owners::known(ctx, key).await else { return Ok(()) };
+    if owning(&members)?.is_empty() { Ok(()) } else { Err(unreachable("gateway.peer_secret is not set")) }
+}
+
+/// Where the other gateways are that own something; or what stands in the way, where only such do that cannot be asked.
+fn owning(members: &Whereabouts) -> Result<Vec<Arc<str>>, Problem> {
+    let mut gateways = Vec::new();
+    let mut problem = None;
+    for (owner, _) in members.members.iter().filter(|(_, member)| !member.partitions.is_empty()) {
+        match owner {
+            Owner::Gateway(Some(addr)) => gateways.push(Arc::clone(addr)),
+            Owner::Gateway(None) => problem = Some(unreachable("it does not say where it is reached")),
+            Owner::Stranger(name) => problem = Some(stranger(name)),
+            Owner::Us => {}
+        }
+    }
+    match problem {
+        Some(problem) if gateways.is_empty() => Err(problem),
+        _ => Ok(gateways),
+    }
+}
+
 type Answer = Result<RemoteLease, Problem>;
 type Members = Result<Rc<Whereabouts>, Problem>;
 
@@ -176,8 +204,7 @@ impl<'a> Read<'a> {
 
     /// Whether others own something, as far as can be said here.
     fn has_others(&self) -> bool {
-        let has_all = i32::try_from(self.group.owned()).is_ok_and(|owned| owned >= self.request.partitions);
-        !has_all && owners::has_secret(self.ctx)
+        i32::try_from(self.group.owned()).is_ok_and(|owned| owned < self.request.partitions)
     }
 
     /// Whether this read asks the others before it looks here: every other one while they give, else one in a while.
@@ -210,6 +237,8 @@ impl<'a> Read<'a> {
             None
         };
         let lease = within(limit, asked).await.unwrap_or_else(|| {
+            // Whoever was asked hears that nobody waits.
+            self.coming.replace(None);
             self.failure.replace(Some(unreachable("it does not answer in time")));
             self.asking().began_at.set(Some(Instant::now() + OTHERS_SILENT));
             None
@@ -278,27 +307,18 @@ impl<'a> Read<'a> {
 
     /// Where the other gateways are that own something; notes what stands in the way where there is none.
     fn others(&self, members: Members) -> Vec<Arc<str>> {
-        let members = match members {
-            Ok(members) => members,
+        match members.and_then(|members| owning(&members)) {
+            Ok(gateways) => {
+                if gateways.is_empty() {
+                    self.failure.replace(None);
+                }
+                gateways
+            }
             Err(problem) => {
                 self.failure.replace(Some(problem));
-                return Vec::new();
-            }
-        };
-        let mut gateways = Vec::new();
-        let mut problem = None;
-        for (owner, _) in members.members.iter().filter(|(_, member)| !member.partitions.is_empty()) {
-            match owner {
-                Owner::Gateway(Some(addr)) => gateways.push(Arc::clone(addr)),
-                Owner::Gateway(None) => problem = Some(unreachable("it does not say where it is reached")),
-                Owner::Stranger(name) => problem = Some(stranger(name)),
-                Owner::Us => {}
+                Vec::new()
             }
         }
-        if gateways.is_empty() {
-            self.failure.replace(problem);
-        }
-        gateways
     }
 
     /// Asks one of them. `Err`: it could not be reached.

@@ -100,11 +100,14 @@ async fn fetch_here(ctx: &Rc<Context>, key: &GroupKey, request: &FetchRequest) -
         let detail = format!("{waiters_max} clients read this group");
         return Err(Problem::new(&codes::TOO_MANY_READERS, detail));
     }
-    if request.is_from_peer || !owners::may_ask(ctx) {
-        let delivery = group.fetch(&request.spec).await.map_err(reply::fetch_failed)?;
-        return Ok(Lease::Local { group, delivery });
+    if !request.is_from_peer && owners::may_ask(ctx) && owners::has_secret(ctx) {
+        return elsewhere::fetch(ctx, key, &group, request).await;
     }
-    elsewhere::fetch(ctx, key, &group, request).await
+    let delivery = group.fetch(&request.spec).await.map_err(reply::fetch_failed)?;
+    if delivery.messages.is_empty() && !request.is_from_peer && group.owned() == 0 {
+        Box::pin(elsewhere::explain(ctx, key)).await?;
+    }
+    Ok(Lease::Local { group, delivery })
 }
 
 /// `partitions`: of the topic, as whoever asks knows them.

@@ -177,6 +177,10 @@ fn another_secret_is_said() {
     let other = builder("b").set("gateway.peer_secret", "another-secret-of-theirs").start();
     let said = refused(&other, &topic);
     assert!(said.contains("gateway.peer_secret"), "{said}");
+    // Nor does one that has none.
+    let without = Kateway::kafka(&kafka().bootstrap()).shards(2).set("gateway.id", "c").start();
+    let said = refused(&without, &topic);
+    assert!(said.contains("gateway.peer_secret is not set"), "{said}");
 }
 
 /// Waits until a read is answered with why the owner cannot be asked; as long as the group is being shared out there is none. Gives

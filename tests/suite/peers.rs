@@ -11,12 +11,12 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hmac::{Hmac, KeyInit, Mac};
-use kateway_tests::client::{Connection, Request};
+use kateway_tests::client::{Connection, Failure, Request};
 use kateway_tests::kateway::{Builder, Kateway};
 use kateway_tests::link::Link;
 use kateway_tests::readers::{Decoder, Delivery, Format, Stream};
 use kateway_tests::topic::Topic;
-use kateway_tests::{figures, ports, problem, wait_until};
+use kateway_tests::{figures, ports, problem, wait_for, wait_until};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use sha2::Sha256;
@@ -332,8 +332,15 @@ fn one_filter_for_all() {
     let topic = topic(2);
     let [a, b] = two_owners(&topic);
     let read = |tag: &str, wait: &str| topic.read("g", wait).header("X-Tag", tag);
-    let mut waiting = a.subscriber();
-    waiting.send(&read("x", "wait=30s").bytes()).expect("sent");
+    // Reads by no filter may still be on their way between the two, and stand in its way for a moment.
+    let mut waiting = wait_for(SOON, "a read by a filter waits", || {
+        let mut client = a.subscriber();
+        client.send(&read("x", "wait=30s").bytes()).expect("sent");
+        client.patience(Duration::from_millis(500));
+        let is_waiting = matches!(client.read_response(), Err(Failure::Timeout));
+        client.patience(Duration::from_secs(40));
+        is_waiting.then_some(client)
+    });
     wait_until(SOON, "another filter is refused at the other gateway", || {
         b.subscribe(&read("y", "wait=0s")).status == 409
     });

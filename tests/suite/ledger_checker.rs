@@ -125,7 +125,7 @@ fn kill_under_load(builder: Builder) -> Verdict {
     let mut gateway = builder.start();
     let ledger = Arc::new(Ledger::new(u64::from(gateway.pid())));
     let load = Load::start(&Plan::new(gateway.publish, &topic.appid, &topic.name), &ledger);
-    wait_until(Duration::from_secs(20), "two thousand durable answers", || ledger.count(Answer::Durable) >= 2_000);
+    wait_until(Duration::from_mins(1), "two thousand durable answers", || ledger.count(Answer::Durable) >= 2_000);
     gateway.kill();
     load.stop();
     // Nothing is on its way any more: the producer died with the process, and what brokers took they have.

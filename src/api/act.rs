@@ -18,11 +18,11 @@ use super::{
     context::Context,
     frame::{AckAt, Done, GroupKey, Op},
     home,
-    owners::{self, Owner, Whereabouts, stranger, unreachable},
+    owners::{self, Owner, Whereabouts, unreachable},
     reply::{self, Problem},
 };
 use crate::{
-    store::{Acked, AdminError, Group, Reset, SeekError, Store},
+    store::{Acked, AdminError, Group, Partition, Reset, SeekError, Store},
     within::within,
 };
 
@@ -58,8 +58,9 @@ fn at_owner(ctx: &Context, op: &Op) -> Duration {
 /// Acknowledges, buries or moves, each item where its partition is owned. [`Acked::NotOwned`] is left where nobody has it, so no lease of
 /// it is alive.
 pub async fn each(ctx: &Rc<Context>, key: &GroupKey, op: &Op, is_from_peer: bool) -> Result<Vec<Acked>, Problem> {
-    let done = vec![Acked::NotOwned; op.partitions().len()];
-    let mut acting = Acting { ctx, key, op, done, refused: None, missed: None };
+    let partitions = op.partitions();
+    let done = vec![Acked::NotOwned; partitions.len()];
+    let mut acting = Acting { ctx, key, op, partitions, done, refused: None, missed: None };
     let by = Instant::now() + FIND_WITHIN;
     // What was trusted may be of yesterday; what was just looked up is not.
     let mut is_fresh = false;
@@ -97,7 +98,9 @@ struct Acting<'a> {
     ctx: &'a Rc<Context>,
     key: &'a GroupKey,
     op: &'a Op,
-    /// What became of each item.
+    /// Of each item.
+    partitions: Vec<Partition>,
+    /// What became of it.
     done: Vec<Acked>,
     /// Who owns an item is nobody who could be asked.
     refused: Option<Problem>,
@@ -111,10 +114,9 @@ impl Acting<'_> {
     }
 
     /// Those of the items not done that pass.
-    fn open(&self, passes: impl Fn(i32) -> bool) -> Vec<usize> {
-        let partitions = self.op.partitions();
-        let is_open = |at: &usize| self.done[*at] == Acked::NotOwned && passes(partitions[*at]);
-        (0..partitions.len()).filter(is_open).collect()
+    fn open(&self, passes: impl Fn(Partition) -> bool) -> Vec<usize> {
+        let is_open = |at: &usize| self.done[*at] == Acked::NotOwned && passes(self.partitions[*at]);
+        (0..self.partitions.len()).filter(is_open).collect()
     }
 
     /// The members, unless that takes too long or fails; then what stands in the way is noted.
@@ -123,14 +125,7 @@ impl Acting<'_> {
             return Some(Rc::default());
         }
         let left = by.saturating_duration_since(Instant::now()).max(LOOK_WITHIN_MIN);
-        let look = async {
-            if is_fresh {
-                owners::look(self.ctx, self.key, Duration::ZERO).await
-            } else {
-                owners::known(self.ctx, self.key).await
-            }
-        };
-        match within(left, look).await {
+        match within(left, owners::known(self.ctx, self.key, is_fresh)).await {
             Some(Ok(members)) => return Some(members),
             Some(Err(problem)) => self.missed = Some(problem),
             None => self.missed = Some(Problem::new(&codes::UNAVAILABLE, "nobody says in time who reads the group")),
@@ -210,14 +205,9 @@ impl Acting<'_> {
             }
         }
         for at in self.open(|_| true) {
-            match members.owner_of(self.op.partitions()[at]) {
-                Some(Owner::Gateway(None)) => {
-                    self.refused = Some(unreachable("it does not say where it is reached"));
-                }
-                Some(Owner::Stranger(name)) => self.refused = Some(stranger(name)),
-                // On its way to somebody; or ours by the list, and not yet, or not any more, by what we know.
-                Some(Owner::Us | Owner::Gateway(Some(_))) | None => {}
-            }
+            // Without an owner it is on its way to somebody; ours by the list, it is not yet, or not any more, by what we know.
+            let refusal = members.owner_of(self.partitions[at]).and_then(Owner::refusal);
+            self.refused = refusal.or(self.refused.take());
         }
         Ok(())
     }

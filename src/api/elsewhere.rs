@@ -27,7 +27,7 @@ use super::{
     context::{Context, DataPlane},
     frame::{Done, FetchRequest, GroupKey, Op, Origin, RemoteLease},
     home::Lease,
-    owners::{self, Owner, Whereabouts, stranger, unreachable},
+    owners::{self, Owner, Whereabouts, unreachable},
     peer::{AUTO, ON_WAY},
     reply::{self, Problem},
 };
@@ -117,7 +117,7 @@ async fn agree_filter(ctx: &Rc<Context>, key: &GroupKey, group: &Group, request:
     let filter = &request.spec.filter;
     let refused = async {
         // A gateway that is not known yet asks this one before its own first read.
-        let members = owners::known(ctx, key).await?;
+        let members = owners::known(ctx, key, false).await?;
         let answers = ask_all(ctx, key, &members, &Op::Filter(filter.clone())).await;
         Ok(answers.iter().any(|done| matches!(done, Done::Filter { is_taken: false })))
     };
@@ -143,7 +143,7 @@ pub async fn explain(ctx: &Rc<Context>, key: &GroupKey) -> Result<(), Problem> {
         return Ok(());
     }
     // Who cannot say who reads the group stands in nobody's way.
-    let Ok(members) = owners::known(ctx, key).await else { return Ok(()) };
+    let Ok(members) = owners::known(ctx, key, false).await else { return Ok(()) };
     if owning(&members)?.is_empty() { Ok(()) } else { Err(unreachable("gateway.peer_secret is not set")) }
 }
 
@@ -152,12 +152,10 @@ fn owning(members: &Whereabouts) -> Result<Vec<Arc<str>>, Problem> {
     let mut gateways = Vec::new();
     let mut problem = None;
     for (owner, _) in members.members.iter().filter(|(_, member)| !member.partitions.is_empty()) {
-        match owner {
-            Owner::Gateway(Some(addr)) => gateways.push(Arc::clone(addr)),
-            Owner::Gateway(None) => problem = Some(unreachable("it does not say where it is reached")),
-            Owner::Stranger(name) => problem = Some(stranger(name)),
-            Owner::Us => {}
+        if let Owner::Gateway(Some(addr)) = owner {
+            gateways.push(Arc::clone(addr));
         }
+        problem = owner.refusal().or(problem);
     }
     match problem {
         Some(problem) if gateways.is_empty() => Err(problem),
@@ -271,12 +269,7 @@ impl<'a> Read<'a> {
                 glommio::timer::sleep(ASK_AGAIN).await;
                 continue;
             }
-            let members = if std::mem::take(&mut is_wrong) {
-                owners::look(self.ctx, self.key, Duration::ZERO).await
-            } else {
-                owners::known(self.ctx, self.key).await
-            };
-            let gateways = self.others(members);
+            let gateways = self.others(owners::known(self.ctx, self.key, std::mem::take(&mut is_wrong)).await);
             if !gateways.is_empty() {
                 let (left, asked_at) = (by.saturating_duration_since(Instant::now()), Instant::now());
                 match self.ask(self.asking().next_of(&gateways), left.min(TURN)).await {
@@ -301,7 +294,7 @@ impl<'a> Read<'a> {
         if self.has_asked.get() || !self.has_others() {
             None
         } else {
-            self.ask_each(LAST_ANSWERS_WITHIN, owners::known(self.ctx, self.key)).await
+            self.ask_each(LAST_ANSWERS_WITHIN, owners::known(self.ctx, self.key, false)).await
         }
     }
 

@@ -45,6 +45,17 @@ pub enum Owner {
     Stranger(String),
 }
 
+impl Owner {
+    /// Why what it owns cannot be asked for.
+    pub fn refusal(&self) -> Option<Problem> {
+        match self {
+            Self::Us | Self::Gateway(Some(_)) => None,
+            Self::Gateway(None) => Some(unreachable("it does not say where it is reached")),
+            Self::Stranger(name) => Some(stranger(name)),
+        }
+    }
+}
+
 /// One look at the member list.
 #[derive(Clone, Debug, Default)]
 pub struct Whereabouts {
@@ -178,8 +189,11 @@ pub async fn look(ctx: &Rc<Context>, key: &GroupKey, age_max: Duration) -> Resul
     }
 }
 
-/// What is known, if that was good not long ago, else by a look. Whoever finds it wrong looks anew.
-pub async fn known(ctx: &Rc<Context>, key: &GroupKey) -> Result<Rc<Whereabouts>, Problem> {
+/// What is known, if that was good not long ago, else by a look. Whoever has found it wrong looks anew.
+pub async fn known(ctx: &Rc<Context>, key: &GroupKey, is_wrong: bool) -> Result<Rc<Whereabouts>, Problem> {
+    if is_wrong {
+        return look(ctx, key, Duration::ZERO).await;
+    }
     match glance(ctx, key) {
         Some(members) => Ok(members),
         None => look(ctx, key, TRUSTED).await,
@@ -226,6 +240,6 @@ pub fn unreachable(why: &str) -> Problem {
     Problem::new(&codes::PEER_UNREACHABLE, format!("the gateway that owns the partition could not be asked: {why}"))
 }
 
-pub fn stranger(name: &str) -> Problem {
+fn stranger(name: &str) -> Problem {
     Problem::new(&codes::OWNER_FOREIGN, format!("the partition is owned by {name:?}, which is not a kateway"))
 }

@@ -335,8 +335,8 @@ impl Asked {
         ctx.config.borrow().publish.message_bytes_max + limits::PEER_ASK_BYTES_MAX
     }
 
-    /// Gives the seal of the answer to a greeting.
-    fn check(&self, ctx: &Context, body: &[u8]) -> Result<String, Problem> {
+    /// Gives the seal that answers it, if it is a greeting.
+    fn check(&self, ctx: &Context, body: &[u8]) -> Result<Option<String>, Problem> {
         let config = ctx.config();
         let gateway = &config.gateway;
         let Some(secret) = gateway.peer_secret.as_deref() else { return Err(not_a_peer()) };
@@ -348,14 +348,16 @@ impl Asked {
                 let detail = format!("gateway.id of who asks is {id:?}, as that of this gateway; they must differ");
                 Err(Problem::new(&codes::NOT_A_PEER, detail))
             }
-            Ok(_) => Ok(seal::seal(secret, Purpose::Answer, &gateway.id, addr, body)),
+            Ok(_) => {
+                let is_greeting = self.purpose == Purpose::Greeting;
+                Ok(is_greeting.then(|| seal::seal(secret, Purpose::Answer, &gateway.id, addr, body)))
+            }
             Err(broken) => Err(refused(broken)),
         }
     }
 
     pub async fn run(self, ctx: &Rc<Context>, body: &Bytes, stamp: &Stamp) -> Result<Reply, Problem> {
-        let answer = self.check(ctx, body)?;
-        if self.purpose == Purpose::Greeting {
+        if let Some(answer) = self.check(ctx, body)? {
             return Ok(reply(stamp, answer.into_bytes()));
         }
         let asked = postcard::from_bytes::<(GroupKey, Op)>(body);

@@ -67,6 +67,7 @@ mod stores;
 mod streams;
 mod subscribe_options;
 mod tag_filter;
+mod through_the_other;
 mod topic_names;
 mod topics;
 mod topics_again;
@@ -150,6 +151,7 @@ const ALL: &[&[Case]] = &[
     streams::CASES,
     subscribe_options::CASES,
     tag_filter::CASES,
+    through_the_other::CASES,
     topic_names::CASES,
     topics::CASES,
     topics_again::CASES,

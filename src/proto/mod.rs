@@ -10,7 +10,9 @@ pub mod h1;
 pub mod h2;
 pub mod head;
 pub mod reply;
+pub mod stream;
 pub mod watch;
 
 pub use head::{Head, Malformed, Method, Version};
 pub use reply::{Body, BodySource, Reply, Sent};
+pub use stream::Stream;

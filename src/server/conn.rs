@@ -30,7 +30,7 @@ use crate::{
     limits,
     mesh::ShardId,
     proto::{
-        Head, Malformed, Reply, Version,
+        Head, Malformed, Reply, Stream, Version,
         h1::{H1, Pending},
         h2::{self, RequestBody},
         head::Framing,
@@ -70,12 +70,12 @@ impl Drop for Open<'_> {
 }
 
 /// Serves a connection until it ends.
-pub async fn serve(ctx: &Rc<Context>, connections: &Rc<Connections>, stream: Socket, roles: Roles) {
+pub async fn serve(ctx: &Rc<Context>, connections: &Rc<Connections>, stream: Stream, roles: Roles) {
     let open = Open::new(ctx);
     let config = Rc::new(ctx.config.borrow().http.clone());
-    let steers = ctx.config.borrow().subscribe.steer;
-    let listed = connections.list(&stream);
-    let arrival = Arrival { roles, client: stream.peer_ip() };
+    let steers = stream.is_plain() && ctx.config.borrow().subscribe.steer;
+    let listed = connections.list(stream.socket());
+    let arrival = Arrival { roles, client: stream.socket().peer_ip() };
     let mut h1 = H1::new(stream, Rc::clone(&listed.watch), Rc::clone(&config));
     match h1.is_h2().await {
         Ok(true) => {
@@ -103,7 +103,7 @@ pub async fn serve(ctx: &Rc<Context>, connections: &Rc<Connections>, stream: Soc
 /// A connection on its way to the core its first read belongs to.
 struct Moved {
     home: ShardId,
-    stream: Socket,
+    stream: Stream,
     unread: Bytes,
     roles: Roles,
 }
@@ -122,7 +122,8 @@ fn takes_connections(ctx: &Context, home: ShardId) -> bool {
 /// else have room for two.
 fn hand_over(ctx: &Rc<Context>, connections: &Rc<Connections>, open: Open<'_>, moved: Moved) {
     let Moved { home, stream, unread, roles } = moved;
-    let socket = match stream.release() {
+    let Some(socket) = stream.into_plain() else { return };
+    let socket = match socket.release() {
         Ok(socket) => socket,
         Err(error) => return tracing::warn!(%error, "a connection could not be moved, and is closed"),
     };
@@ -162,7 +163,7 @@ pub async fn serve_moved(
 ) {
     let _open = Open::new(ctx);
     let stream = match Socket::adopt(socket) {
-        Ok(stream) => stream,
+        Ok(socket) => Stream::Plain(socket),
         Err(error) => return tracing::warn!(%error, "a connection of another core cannot be watched"),
     };
     if connections.len() >= ctx.config.borrow().http.connections_max {
@@ -170,16 +171,16 @@ pub async fn serve_moved(
         return refuse(ctx, connections, stream).await;
     }
     let config = Rc::new(ctx.config.borrow().http.clone());
-    let listed = connections.list(&stream);
-    let arrival = Arrival { roles, client: stream.peer_ip() };
+    let listed = connections.list(stream.socket());
+    let arrival = Arrival { roles, client: stream.socket().peer_ip() };
     let h1 = H1::resume(stream, unread, Rc::clone(&listed.watch), config);
     serve_h1(ctx, h1, arrival, false).await;
 }
 
 /// Answers 503 and closes: the core has as many connections as it takes.
-pub async fn refuse(ctx: &Rc<Context>, connections: &Rc<Connections>, stream: Socket) {
+pub async fn refuse(ctx: &Rc<Context>, connections: &Rc<Connections>, stream: Stream) {
     let config = Rc::new(ctx.config.borrow().http.clone());
-    let listed = connections.list(&stream);
+    let listed = connections.list(stream.socket());
     let mut h1 = H1::new(stream, Rc::clone(&listed.watch), config);
     if h1.answer(api::too_many_connections(ctx), &UNREADABLE, true).await.is_ok() {
         h1.close().await;
@@ -189,10 +190,10 @@ pub async fn refuse(ctx: &Rc<Context>, connections: &Rc<Connections>, stream: So
 /// Serves requests until the connection ends, or with `steers` until its first read, if that belongs to another core.
 async fn serve_h1(
     ctx: &Rc<Context>,
-    mut h1: H1<Socket>,
+    mut h1: H1<Stream>,
     arrival: Arrival,
     mut steers: bool,
-) -> Option<(ShardId, H1<Socket>)> {
+) -> Option<(ShardId, H1<Stream>)> {
     loop {
         let next = h1.next(|head, began| api::plan(ctx, head, arrival, began)).await;
         let (planned, mut pending) = match next {
@@ -231,7 +232,7 @@ async fn serve_h1(
 }
 
 /// Runs the plan; `None` when it was a long poll and its client has gone.
-async fn run(ctx: &Rc<Context>, h1: &mut H1<Socket>, planned: Planned, body: Bytes) -> Option<Reply> {
+async fn run(ctx: &Rc<Context>, h1: &mut H1<Stream>, planned: Planned, body: Bytes) -> Option<Reply> {
     if !planned.ends_with_client() {
         return Some(planned.run(ctx, body).await);
     }
@@ -247,11 +248,11 @@ async fn run(ctx: &Rc<Context>, h1: &mut H1<Socket>, planned: Planned, body: Byt
 /// Writes the answer; gives the connection back if it goes on.
 async fn answer(
     ctx: &Context,
-    mut h1: H1<Socket>,
+    mut h1: H1<Stream>,
     reply: Reply,
     pending: &Pending,
     must_close: bool,
-) -> Option<H1<Socket>> {
+) -> Option<H1<Stream>> {
     // HTTP/1.0 has no chunks: only the end of the connection ends a body of unknown length.
     let endless = pending.version == Version::Http10 && matches!(reply.body, crate::proto::Body::Source(_));
     let close = must_close || reply.close || !pending.keep_alive || endless;
@@ -269,7 +270,7 @@ async fn answer(
     Some(h1)
 }
 
-async fn answer_malformed(ctx: &Rc<Context>, mut h1: H1<Socket>, cause: Malformed) {
+async fn answer_malformed(ctx: &Rc<Context>, mut h1: H1<Stream>, cause: Malformed) {
     if let Some(reply) = api::malformed(ctx, cause)
         && h1.answer(reply, &UNREADABLE, true).await.is_ok()
     {

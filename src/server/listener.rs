@@ -9,6 +9,7 @@ use crate::{
     api::context::Context,
     config::Roles,
     limits,
+    proto::Stream,
     readiness::{ListenSocket, Socket},
     store::notify::Notify,
 };
@@ -97,6 +98,7 @@ impl Listener {
             }
         }
         let (connections, roles) = (Rc::clone(&self.connections), self.roles);
+        let stream = Stream::Plain(stream);
         conn::spawn(&self.ctx, move |ctx| async move {
             if over {
                 conn::refuse(&ctx, &connections, stream).await;

@@ -20,6 +20,14 @@ pub const TAG_BYTES_MAX: usize = 1024;
 pub const BATCH_MESSAGES_MAX: usize = 4_000;
 /// Bytes of one answer or one batch: an answer stops filling here, a batch request is 413.
 pub const BATCH_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// What a batch that is published while it arrives may have under way; over it its body is not read further.
+pub const BATCH_UNDER_WAY_BYTES_MAX: usize = 1024 * 1024;
+/// A JSON array is checked in runs of its elements, each a little longer than this; between two the core does something else.
+pub const BATCH_RUN_BYTES: usize = 64 * 1024;
+/// Record headers of one message of a batch, names and values; over it the message is refused.
+pub const RECORD_HEADERS_BYTES_MAX: usize = 32 * 1024;
+/// One piece of a body that is used while it arrives.
+pub const BODY_PIECE_BYTES: usize = 64 * 1024;
 /// Longest long poll; a larger `wait` is 400.
 pub const WAIT_S_MAX: u64 = 30;
 /// `appid`, `topic` and `group`; over it: 400.

@@ -107,6 +107,10 @@ impl Store for Backend {
         each!(self, store => store.enqueue(topic, record, ack))
     }
 
+    fn has_room(&self, ack: Ack) -> bool {
+        if let Self::Kafka(store) = self { store.has_room(ack) } else { true }
+    }
+
     async fn list_topics(&self) -> Result<Vec<TopicMeta>, AdminError> {
         each!(self, store => store.list_topics().await)
     }

@@ -12,6 +12,7 @@ pub mod ack;
 pub mod act;
 pub mod admit;
 pub mod backend;
+pub mod batch;
 pub mod bury;
 pub mod call;
 pub mod codes;
@@ -45,6 +46,7 @@ use smallvec::SmallVec;
 
 use self::{
     ack::Acks,
+    batch::Batch,
     bury::Bury,
     call::Call,
     codes::Code,
@@ -63,11 +65,11 @@ use crate::{
     limits,
     mesh::ShardId,
     metrics,
-    proto::{Head, Malformed, Method, Reply},
+    proto::{Head, Malformed, Method, Pieces, Reply},
 };
 
 /// Success statuses, counted before the codes.
-const SUCCESSES: [u16; 4] = [200, 201, 202, 204];
+const SUCCESSES: [u16; 5] = [200, 201, 202, 204, 207];
 
 const _: () = assert!(SUCCESSES.len() + codes::TABLE.len() <= metrics::OUTCOMES_MAX);
 const _: () = assert!(Route::NAMES.len() <= metrics::ROUTES_MAX);
@@ -138,6 +140,7 @@ fn outcome_of_code(code: &Code) -> usize {
 enum Action {
     Refuse(Problem),
     Publish(Publish),
+    Batch(Box<Batch>),
     /// On the heap, as what is rarer still: a plan moves several times, and every publish would move the room for the largest.
     Subscribe(Box<Subscribe>),
     Manage(Manage),
@@ -197,7 +200,7 @@ fn route(ctx: &Rc<Context>, head: &Head<'_>, Arrival { roles, client }: Arrival)
         [b"v1", b"msgs", topic, ver] if roles.publish => {
             let planned = || {
                 check_method(head, &[Method::Post], "POST")?;
-                Publish::plan(ctx, head, topic, ver).map(Action::Publish)
+                Publish::plan(ctx, head, topic, ver)
             };
             (Route::Publish, planned())
         }
@@ -310,7 +313,8 @@ impl Planned {
     /// The most body this request may have; `None` when it was refused and its body is not wanted.
     pub fn body_bytes_max(&self, ctx: &Context) -> Option<usize> {
         match &self.action {
-            Action::Refuse(_) => None,
+            // A batch reads its body itself.
+            Action::Refuse(_) | Action::Batch(_) => None,
             Action::Publish(publish) => Some(publish.bytes_max()),
             Action::Call(call) => Some(call.body_bytes_max()),
             Action::Peer(_) => Some(peer::Asked::body_bytes_max(ctx)),
@@ -322,6 +326,11 @@ impl Planned {
     /// The core where the group lives that is to be read.
     pub fn home(&self, ctx: &Context) -> Option<ShardId> {
         if let Action::Subscribe(subscribe) = &self.action { Some(subscribe.home(ctx)) } else { None }
+    }
+
+    /// Whether it reads its body itself: [`Planned::run_reading`].
+    pub fn reads_body(&self) -> bool {
+        matches!(self.action, Action::Batch(_))
     }
 
     /// Whether the client's going away ends the request (long polls), rather than being found when the answer is written.
@@ -351,6 +360,7 @@ impl Planned {
         let (mut timing, mut timed_from) = (None, None);
         let result = match action {
             Action::Refuse(problem) => Err(problem),
+            Action::Batch(_) => Err(Problem::new(&codes::INTERNAL, "a batch reads its body itself")),
             Action::Publish(publish) => {
                 let result;
                 (result, timing) = publish.run(ctx, body, &stamp).await;
@@ -390,6 +400,23 @@ impl Planned {
         reply.close |= ctx.drain_phase() != DrainPhase::Serving;
         reply.timed_from = timed_from;
         reply
+    }
+}
+
+impl Planned {
+    /// Does what reads its body itself. `None`: the client has gone.
+    pub async fn run_reading(self, ctx: &Rc<Context>, pieces: &mut impl Pieces) -> Option<Reply> {
+        let Self { route, stamp, started, traced, action } = self;
+        let Action::Batch(batch) = action else { return None };
+        let answered = batch.run(ctx, pieces, &stamp).await?;
+        let mut reply = answered.reply;
+        let outcome = answered.code.map_or_else(|| outcome_of(reply.status), outcome_of_code);
+        ctx.metrics.count_request(route as usize, outcome);
+        if traced {
+            add_trace(ctx, &mut reply, started, None);
+        }
+        reply.close |= ctx.drain_phase() != DrainPhase::Serving;
+        Some(reply)
     }
 }
 

@@ -12,7 +12,9 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 
 use super::{
+    Action,
     admit::Inflight,
+    batch::{self, Batch},
     codes,
     context::{Context, DataPlane},
     query::{Query, invalid, percent_decode},
@@ -27,7 +29,7 @@ use crate::{
 };
 
 /// The parameters of the route.
-pub const PARAMETERS: &[&str] = &["key", "partition", "ack", "async", "hh", "batch"];
+pub const PARAMETERS: &[&str] = &["key", "partition", "ack", "async", "hh", "batch", "results"];
 
 /// A look-up that took longer counts against the publish's deadline.
 const LOOK_UP_SLOW: Duration = Duration::from_millis(100);
@@ -36,10 +38,10 @@ const LOOK_UP_SLOW: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct Publish {
     topic: TopicRef,
-    record: Record,
-    ack: Ack,
+    pub(super) record: Record,
+    pub(super) ack: Ack,
     /// Answer once the record is in the producer's queue.
-    is_async: bool,
+    pub(super) is_async: bool,
     bytes_max: usize,
     inflight: Inflight,
 }
@@ -64,17 +66,19 @@ pub struct Timing {
 
 impl Publish {
     /// Reads everything but the body. The order of the checks is the contract's.
-    pub fn plan(ctx: &Rc<Context>, head: &Head<'_>, topic: &[u8], ver: &[u8]) -> Result<Self, Problem> {
+    pub(super) fn plan(ctx: &Rc<Context>, head: &Head<'_>, topic: &[u8], ver: &[u8]) -> Result<Action, Problem> {
         let inflight = Inflight::admit(ctx)?;
         let appid = super::admit::appid(head)?;
         let (topic, ver) = super::admit::topic_names(topic, ver)?;
         let query = Query::parse(head.query, PARAMETERS)?;
-        let bytes_max = ctx.config.borrow().publish.message_bytes_max;
-        check_size(head, bytes_max)?;
+        let is_batch = query.flag("batch")?;
+        let (bytes_max, too_large) = if is_batch {
+            (ctx.config.borrow().publish.batch_bytes_max, batch::too_large as fn(usize) -> Problem)
+        } else {
+            (ctx.config.borrow().publish.message_bytes_max, too_large as fn(usize) -> Problem)
+        };
+        check_size(head, bytes_max, too_large)?;
         check_coding(head)?;
-        if query.flag("batch")? {
-            return Err(Problem::new(&codes::NOT_SUPPORTED, "batch=1 is not built yet in this version"));
-        }
         match query.get("hh") {
             None | Some(b"n" | b"y") => {}
             Some(other) => return Err(invalid("hh", other, "n or y")),
@@ -98,7 +102,14 @@ impl Publish {
                 None => TopicRef::Unknown(name.to_owned()),
             }
         });
-        Ok(Self { topic, record, ack, is_async: query.flag("async")?, bytes_max, inflight })
+        let publish = Self { topic, record, ack, is_async: query.flag("async")?, bytes_max, inflight };
+        if is_batch {
+            return Batch::plan(ctx, head, &query, publish).map(|batch| Action::Batch(Box::new(batch)));
+        }
+        if let Some(results) = query.get("results") {
+            return Err(invalid("results", results, "for batch=1 alone"));
+        }
+        Ok(Action::Publish(publish))
     }
 
     pub fn bytes_max(&self) -> usize {
@@ -166,7 +177,7 @@ impl Publish {
     }
 
     /// The topic, and the publish's deadline if the look-up has used up some of its time.
-    async fn topic(&self, ctx: &Rc<Context>) -> Result<(Rc<Topic>, Option<Instant>), Problem> {
+    pub(super) async fn topic(&self, ctx: &Rc<Context>) -> Result<(Rc<Topic>, Option<Instant>), Problem> {
         if let TopicRef::Known(topic) = &self.topic
             && self.record.partition.is_none_or(|partition| partition < topic.partitions.get())
         {
@@ -205,7 +216,7 @@ impl Publish {
 }
 
 /// What the snapshot and the client are told of a publish that failed.
-fn failed(
+pub(super) fn failed(
     ctx: &Rc<Context>,
     data: &DataPlane,
     topic: &Topic,
@@ -245,7 +256,7 @@ async fn in_time(
 
 /// The report, no later than the deadline. The store bounds a wait that begins at once by itself; here only what a slow look-up
 /// of the topic has taken is taken off.
-async fn reported(
+pub(super) async fn reported(
     report: impl Future<Output = Result<Stored, ProduceError>>,
     deadline: Option<Instant>,
 ) -> Result<Stored, ProduceError> {
@@ -254,7 +265,7 @@ async fn reported(
     within(left, report).await.unwrap_or(Err(ProduceError::Unknown { reason: "DEADLINE" }))
 }
 
-fn check_size(head: &Head<'_>, bytes_max: usize) -> Result<(), Problem> {
+fn check_size(head: &Head<'_>, bytes_max: usize, too_large: fn(usize) -> Problem) -> Result<(), Problem> {
     let announced = match head.framing {
         Framing::Length(0) => return Err(Problem::new(&codes::EMPTY_MESSAGE, "a message has at least one byte")),
         Framing::Length(length) => Some(length),

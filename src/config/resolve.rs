@@ -114,6 +114,12 @@ pub struct PublishConfig {
     pub message_bytes_max: usize,
     /// `pub.inflight_max` per shard; over it: 429.
     pub inflight_max: usize,
+    /// `pub.batch_bytes_max` (8 MiB): over it a batch is 413.
+    pub batch_bytes_max: usize,
+    /// `pub.batch_messages_max` (4,000).
+    pub batch_messages_max: usize,
+    /// `pub.batch_memory_bytes_max` (256 MiB): what the batches under way on one shard may hold; over it: 429.
+    pub batch_memory_bytes_max: usize,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -352,6 +358,9 @@ impl PublishConfig {
             deadline: millis(written, "pub.deadline_ms"),
             message_bytes_max: size(written, "pub.message_bytes_max"),
             inflight_max: size(written, "pub.inflight_max"),
+            batch_bytes_max: size(written, "pub.batch_bytes_max"),
+            batch_messages_max: size(written, "pub.batch_messages_max"),
+            batch_memory_bytes_max: size(written, "pub.batch_memory_bytes_max"),
         }
     }
 }

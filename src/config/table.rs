@@ -166,6 +166,28 @@ pub const KEYS: &[Key] = &[
         hot: true,
     },
     Key {
+        path: "pub.batch_bytes_max",
+        kind: Kind::Int { min: 1, max: limits::BATCH_BYTES_MAX as u64 },
+        default: Preset::Int(limits::BATCH_BYTES_MAX as u64),
+        doc: "Bytes of the body of one batch, decompressed; over it: 413.",
+        hot: true,
+    },
+    Key {
+        path: "pub.batch_messages_max",
+        kind: Kind::Int { min: 1, max: limits::BATCH_MESSAGES_MAX as u64 },
+        default: Preset::Int(limits::BATCH_MESSAGES_MAX as u64),
+        doc: "Messages of one batch; over it: 400.",
+        hot: true,
+    },
+    Key {
+        path: "pub.batch_memory_bytes_max",
+        kind: Kind::Int { min: 1 << 20, max: 1 << 40 },
+        default: Preset::Int(256 << 20),
+        doc: "Bytes that bodies of batches under way may hold on one shard; over it: 429. A JSON document counts whole, lines and frames \
+              with what they may have under way.",
+        hot: true,
+    },
+    Key {
         path: "sub.addr",
         kind: Kind::Text(ADDRESS),
         default: Preset::Text("127.0.0.1:9192"),

@@ -162,6 +162,10 @@ impl Store for KafkaStore {
         self.producer(ack).enqueue(topic, record)
     }
 
+    fn has_room(&self, ack: Ack) -> bool {
+        self.producer(ack).has_room()
+    }
+
     async fn list_topics(&self) -> Result<Vec<TopicMeta>, AdminError> {
         self.admin.list_topics().await
     }

@@ -249,6 +249,14 @@ impl Producer {
         }
     }
 
+    /// An eighth of the queue is left to those that do not wait for room, and to what librdkafka still counts of reports being read.
+    pub fn has_room(&self) -> bool {
+        let (records, bytes) = self.pipes.borrow().last().map_or((0, 0), |(pipe, _)| pipe.outbox.borrow().lent());
+        let kafka = &self.config.kafka;
+        let most = |max: usize| (max - max / 8) as u64;
+        records < most(kafka.queue_messages_max) && bytes < most(kafka.queue_bytes_max)
+    }
+
     /// Records without a report, and their bytes.
     pub fn queued(&self) -> (u64, u64) {
         let pipes = self.pipes.borrow();

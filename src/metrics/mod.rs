@@ -74,6 +74,8 @@ cells! {
     malformed: "counter" "kateway_requests_malformed_total",
     /// Publishes in flight now.
     inflight: "gauge" "kateway_pub_inflight",
+    /// Bytes of memory that batches under way have taken.
+    batch_bytes: "gauge" "kateway_pub_batch_bytes",
     /// Messages published (acknowledged or queued as asked).
     pub_messages: "counter" "kateway_pub_messages_total",
     /// Bytes of published messages.

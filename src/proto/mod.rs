@@ -9,10 +9,12 @@ pub mod date;
 pub mod h1;
 pub mod h2;
 pub mod head;
+pub mod pieces;
 pub mod reply;
 pub mod stream;
 pub mod watch;
 
 pub use head::{Head, Malformed, Method, Version};
+pub use pieces::Pieces;
 pub use reply::{Body, BodySource, Reply, Sent};
 pub use stream::Stream;

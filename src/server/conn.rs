@@ -211,6 +211,10 @@ async fn serve_h1(
                 return Some((home, h1));
             }
         }
+        if planned.reads_body() {
+            h1 = read_and_answer(ctx, h1, planned, pending).await?;
+            continue;
+        }
         let Some(bytes_max) = planned.body_bytes_max(ctx) else {
             let goes_on = h1.skip_buffered(&pending);
             let reply = planned.run(ctx, Bytes::new()).await;
@@ -229,6 +233,21 @@ async fn serve_h1(
         let reply = run(ctx, &mut h1, planned, body).await?;
         h1 = answer(ctx, h1, reply, &pending, false).await?;
     }
+}
+
+/// Runs what reads its body itself, and answers. On the heap: few requests do, and all connections would have room for it.
+async fn read_and_answer(
+    ctx: &Rc<Context>,
+    mut h1: H1<Stream>,
+    planned: Planned,
+    mut pending: Pending,
+) -> Option<H1<Stream>> {
+    let (reply, is_over) = {
+        let mut pieces = h1.pieces(&mut pending);
+        let reply = Box::pin(planned.run_reading(ctx, &mut pieces)).await?;
+        (reply, pieces.is_over())
+    };
+    answer(ctx, h1, reply, &pending, !is_over).await
 }
 
 /// Runs the plan; `None` when it was a long poll and its client has gone.
@@ -317,6 +336,11 @@ impl h2::AnswerFn<Planned> for H2Service {
         let ctx = Rc::clone(&self.ctx);
         async move {
             let _counted = PanicCounted(&ctx);
+            if planned.reads_body() {
+                let body_timeout = ctx.config.borrow().http.body_timeout;
+                return Box::pin(answer_reading(&ctx, planned, body.within(body_timeout))).await;
+            }
+            let mut body = body;
             let Some(bytes_max) = planned.body_bytes_max(&ctx) else {
                 // An answer before the end of the body resets the stream, which many clients take for a failure. What became of
                 // the body does not matter.
@@ -332,4 +356,14 @@ impl h2::AnswerFn<Planned> for H2Service {
             }
         }
     }
+}
+
+/// Runs what reads its body itself.
+async fn answer_reading(ctx: &Rc<Context>, planned: Planned, mut body: h2::TimedBody) -> Reply {
+    let reply = planned.run_reading(ctx, &mut body).await;
+    if !body.is_over() {
+        body.skip().await;
+    }
+    // A client that has gone gets this answer nowhere.
+    reply.unwrap_or_else(|| Reply::new(400))
 }

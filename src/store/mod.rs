@@ -248,6 +248,11 @@ pub trait Store {
     /// Hands a record over; nobody waits for its report (`async=1`, `ack=none`).
     fn enqueue(&self, topic: &Topic, record: Record, ack: Ack) -> Result<(), ProduceError>;
 
+    /// Whether the producer's queue takes more than a few records; where many are to follow each other it is waited for.
+    fn has_room(&self, _ack: Ack) -> bool {
+        true
+    }
+
     /// Every topic of the cluster. Never blocks the core.
     fn list_topics(&self) -> impl Future<Output = Result<Vec<TopicMeta>, AdminError>>;
 

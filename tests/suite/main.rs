@@ -28,6 +28,9 @@ use libtest_mimic::{Arguments, Trial};
 mod acks;
 mod answers;
 mod bad_input;
+mod batch_ledger;
+mod batch_streams;
+mod batches;
 mod command_line;
 mod commits;
 mod drain;
@@ -113,6 +116,9 @@ const ALL: &[&[Case]] = &[
     acks::CASES,
     answers::CASES,
     bad_input::CASES,
+    batch_ledger::CASES,
+    batch_streams::CASES,
+    batches::CASES,
     command_line::CASES,
     commits::CASES,
     drain::CASES,

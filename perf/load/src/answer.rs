@@ -11,12 +11,20 @@ const PROBLEM_BYTES_MAX: usize = 4_096;
 const HEAD_BYTES_MAX: usize = 64 * 1_024;
 
 /// What the reader of a body looks for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Wanted {
     /// The body of a 200 is frames, whose messages are counted; else each such answer is one message.
     pub frames: bool,
     /// Messages may open with the time they were sent.
     pub stamps: bool,
+    /// Messages an answer stands for that is not read: as many as were in its request.
+    pub published: u64,
+}
+
+impl Default for Wanted {
+    fn default() -> Self {
+        Self { frames: false, stamps: false, published: 1 }
+    }
 }
 
 /// One answer.
@@ -55,6 +63,7 @@ enum Part {
 pub struct Body {
     status: u16,
     bytes: u64,
+    published: u64,
     frames: Option<Frames>,
     /// Of an answer that is one message; frames have their own.
     stamps: Option<Stamps>,
@@ -65,7 +74,7 @@ impl Body {
     pub fn new(status: u16, wanted: Wanted) -> Self {
         let frames = (wanted.frames && status == 200).then(|| Frames::new(wanted.stamps));
         let stamps = (wanted.stamps && !wanted.frames && status == 200).then(Stamps::default);
-        Self { status, bytes: 0, frames, stamps, problem: Vec::new() }
+        Self { status, bytes: 0, published: wanted.published, frames, stamps, problem: Vec::new() }
     }
 
     pub fn feed(&mut self, bytes: &[u8]) -> Result<(), Malformed> {
@@ -82,12 +91,12 @@ impl Body {
     }
 
     pub fn finish(self, closes: bool) -> Result<Answer, Malformed> {
-        let Self { status, bytes, frames, stamps, problem } = self;
-        let (messages, stamps) = match frames {
-            Some(frames) => frames.finish()?,
-            None => {
-                (u64::from((200..300).contains(&status) && status != 204), stamps.map_or_else(Vec::new, Stamps::finish))
-            }
+        let Self { status, bytes, published, frames, stamps, problem } = self;
+        let (messages, stamps) = if let Some(frames) = frames {
+            frames.finish()?
+        } else {
+            let is_success = (200..300).contains(&status) && status != 204;
+            (if is_success { published } else { 0 }, stamps.map_or_else(Vec::new, Stamps::finish))
         };
         Ok(Answer { status, code: problem_code(&problem), messages, bytes, closes, stamps })
     }
@@ -285,7 +294,7 @@ mod tests {
         }
         bytes.extend_from_slice(b"0\r\n\r\n");
         for step in 1..30 {
-            let answers = read(&bytes, step, Wanted { frames: true, stamps: true });
+            let answers = read(&bytes, step, Wanted { frames: true, stamps: true, ..Wanted::default() });
             assert_eq!((answers.len(), answers[0].messages), (1, 3), "in steps of {step}");
             assert_eq!(answers[0].stamps, [0, 1, 2], "in steps of {step}");
         }
@@ -297,7 +306,7 @@ mod tests {
         bytes.extend_from_slice(&[b'x'; 20]);
         let payload = bytes.len() - 20;
         stamp::write(&mut bytes[payload..], 42);
-        let answers = read(&bytes, 7, Wanted { frames: false, stamps: true });
+        let answers = read(&bytes, 7, Wanted { stamps: true, ..Wanted::default() });
         assert_eq!((answers[0].messages, answers[0].stamps.as_slice()), (1, &[42][..]));
     }
 

@@ -55,9 +55,10 @@ pub async fn drive(lane: &Rc<Lane>, stream: TcpStream, number: usize) {
 fn request(plan: &Plan, target: &str) -> Vec<u8> {
     let body = plan.body();
     let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
-    let Plan { appid, target: host, .. } = plan;
-    let mut bytes =
-        format!("{} {target} HTTP/1.1\r\nHost: {host}\r\nAppid: {appid}\r\n{length}\r\n", plan.method()).into_bytes();
+    let content_type = plan.content_type().map(|form| format!("Content-Type: {form}\r\n")).unwrap_or_default();
+    let (Plan { appid, target: host, .. }, method) = (plan, plan.method());
+    let head = format!("{method} {target} HTTP/1.1\r\nHost: {host}\r\nAppid: {appid}\r\n{content_type}{length}\r\n");
+    let mut bytes = head.into_bytes();
     bytes.extend_from_slice(&body);
     bytes
 }

@@ -73,7 +73,10 @@ async fn slot_loop(lane: &Lane, send: SendRequest<Bytes>, number: usize, slot: u
 
 async fn exchange(plan: &Plan, send: &SendRequest<Bytes>, uri: Uri, body: &Bytes) -> Result<Answer, &'static str> {
     let mut send = send.clone().ready().await.map_err(|_| "closed")?;
-    let request = Request::builder().method(plan.method()).uri(uri).header("appid", &plan.appid);
+    let mut request = Request::builder().method(plan.method()).uri(uri).header("appid", &plan.appid);
+    if let Some(form) = plan.content_type() {
+        request = request.header("content-type", form);
+    }
     let request = request.body(()).map_err(|_| "malformed")?;
     let (response, mut sending) = send.send_request(request, body.is_empty()).map_err(|_| "closed")?;
     if !body.is_empty() {

@@ -3,6 +3,7 @@
 //! ```text
 //! load --target 127.0.0.1:9191 --connections 64 --ack local                    closed loop: the next when an answer came
 //! load --target 127.0.0.1:9191 --rate 20000 --json result.json                 open loop: latency from the intended time
+//! load --batch 500 --format json --size 100 --ack local                        batches: so many messages a request
 //! load --work subscribe --target 127.0.0.1:9192 --batch 500 --connections 8    messages drained from a topic
 //! load --scenario perf/scenarios/publish.toml --connections 256                a file's keys, and flags over them
 //! ```

@@ -32,6 +32,18 @@ pub enum Protocol {
     H2,
 }
 
+/// How the messages of a published batch stand in its body.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// A JSON array of objects.
+    Json,
+    /// A JSON object a line.
+    Ndjson,
+    /// Lengths and bytes.
+    Frames,
+}
+
 macro_rules! written {
     ($($(#[doc = $doc:literal])+ $name:ident: $kind:ty = $default:expr,)+) => {
         /// As written: what is left out keeps its default.
@@ -102,8 +114,10 @@ written! {
     group: String = "load".to_owned(),
     /// Groups to go round, connection by connection.
     groups: usize = 1,
-    /// Most messages of one answer.
+    /// Most messages of one answer; publishing, messages of one request.
     batch: usize = 1,
+    /// How the messages of a published batch stand in its body: json, ndjson or frames.
+    format: Format = Format::Json,
     /// Seconds a read waits when there is nothing.
     wait_s: u64 = 30,
     /// Where a new group starts: oldest or newest.
@@ -135,6 +149,7 @@ impl Written {
             (plan.topics == 0 || plan.groups == 0, "topics and groups are 1 or more"),
             (plan.size == 0, "size is 1 or more: an empty message is refused"),
             (plan.stamp && plan.size < stamp::BYTES, "a stamp does not fit a message of this size"),
+            (plan.stamp && plan.is_batch(), "a stamp is for messages that go one by one"),
             (!["all", "local", "none"].contains(&plan.ack.as_str()), "ack is all, local or none"),
             (!(1..=4_000).contains(&plan.batch), "batch is 1 to 4000"),
             (plan.wait_s > 30, "wait-s is 30 at most"),
@@ -156,6 +171,20 @@ impl Plan {
         matches!(self.work, Work::Subscribe | Work::Idle)
     }
 
+    /// Whether one request publishes several messages.
+    pub fn is_batch(&self) -> bool {
+        self.work == Work::Publish && self.batch > 1
+    }
+
+    /// `Content-Type` of what is sent, where it matters.
+    pub fn content_type(&self) -> Option<&'static str> {
+        self.is_batch().then_some(match self.format {
+            Format::Json => "application/json",
+            Format::Ndjson => "application/x-ndjson",
+            Format::Frames => "application/vnd.kateway.frames",
+        })
+    }
+
     /// Whether what is sent carries the time of sending.
     pub fn is_stamped(&self) -> bool {
         self.work == Work::Publish && self.stamp
@@ -163,7 +192,8 @@ impl Plan {
 
     /// What is wanted of the bodies of answers.
     pub fn wanted(&self) -> Wanted {
-        Wanted { frames: self.is_read() && self.batch > 1, stamps: self.is_read() && self.stamp }
+        let published = if self.is_batch() { self.batch as u64 } else { 1 };
+        Wanted { frames: self.is_read() && self.batch > 1, stamps: self.is_read() && self.stamp, published }
     }
 
     /// How long an answer may take.
@@ -186,7 +216,8 @@ impl Plan {
                 let one = |n: usize| {
                     let topic = numbered(&self.topic, self.topics, n % self.topics);
                     let key = if self.keys > 0 { format!("&key=k{}", n % self.keys) } else { String::new() };
-                    format!("/v1/msgs/{topic}/v1?ack={}{key}", self.ack)
+                    let batch = if self.is_batch() { "&batch=1&results=range" } else { "" };
+                    format!("/v1/msgs/{topic}/v1?ack={}{key}{batch}", self.ack)
                 };
                 // So many that every topic meets every key; connections start at different ones.
                 let rounds = (self.topics * self.keys.max(1)).min(4_096);
@@ -202,7 +233,28 @@ impl Plan {
     }
 
     pub fn body(&self) -> Vec<u8> {
-        if self.work == Work::Publish { vec![b'x'; self.size] } else { Vec::new() }
+        match self.work {
+            Work::Publish if self.batch > 1 => self.batch_body(),
+            Work::Publish => vec![b'x'; self.size],
+            _ => Vec::new(),
+        }
+    }
+
+    fn batch_body(&self) -> Vec<u8> {
+        let (open, close) = ("{\"m\":\"", "\"}");
+        let object = match self.size.checked_sub(open.len() + close.len()) {
+            Some(pad) => format!("{open}{}{close}", "x".repeat(pad)),
+            // As JSON, a number of so many digits.
+            None => "1".repeat(self.size),
+        };
+        match self.format {
+            Format::Json => format!("[{}]", vec![object; self.batch].join(",")).into_bytes(),
+            Format::Ndjson => format!("{object}\n").repeat(self.batch).into_bytes(),
+            Format::Frames => {
+                let length = u32::try_from(self.size).unwrap_or(u32::MAX).to_be_bytes();
+                [&length, object.as_bytes()].concat().repeat(self.batch)
+            }
+        }
     }
 }
 
@@ -228,6 +280,22 @@ mod tests {
         let below: Written = toml::from_str("rate = 5.0\nconnections = 3").expect("valid");
         let plan = flags.over(below).resolve().expect("valid");
         assert_eq!((plan.rate, plan.connections, plan.size), (1000.0, 3, 1_024));
+    }
+
+    #[test]
+    fn a_batch_has_messages_of_the_size_that_was_said() {
+        let plan = |format, size| {
+            let written = Written { batch: Some(3), size: Some(size), format: Some(format), ..Written::default() };
+            written.resolve().expect("valid")
+        };
+        for size in [1, 8, 9, 100] {
+            let json: Vec<serde_json::Value> = serde_json::from_slice(&plan(Format::Json, size).body()).expect("JSON");
+            assert!(json.len() == 3 && json.iter().all(|message| message.to_string().len() == size), "{json:?}");
+            assert_eq!(plan(Format::Ndjson, size).body().len(), 3 * (size + 1));
+            assert_eq!(plan(Format::Frames, size).body().len(), 3 * (size + 4));
+        }
+        assert!(plan(Format::Json, 9).targets(0)[0].ends_with("?ack=all&batch=1&results=range"));
+        assert_eq!(plan(Format::Json, 9).wanted().published, 3);
     }
 
     #[test]

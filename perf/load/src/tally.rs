@@ -76,6 +76,10 @@ impl Tally {
         if !answer.stamps.is_empty() {
             self.ages(&answer.stamps, stamp::now());
         }
+        // Of a batch some messages were refused.
+        if answer.status == 207 {
+            self.error("mixed", 1);
+        }
         if answer.status >= 400 {
             let class = answer.code.map_or_else(|| format!("status {}", answer.status), |code| format!("code {code}"));
             self.error(&class, 1);

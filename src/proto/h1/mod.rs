@@ -10,6 +10,7 @@
 //! caller allowed; after any [`Malformed`] the caller answers, lets the rest pass by, and closes. Deadlines are the [`Watch`]'s.
 
 mod answer;
+mod pieces;
 #[cfg(test)]
 mod tests;
 
@@ -229,12 +230,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> H1<S> {
                 return Err(Malformed::Syntax("a chunk does not end where its size says"));
             }
         }
+        self.trailers().await?;
+        Ok(body.into())
+    }
+
+    /// What stands behind the last chunk; it is passed over.
+    async fn trailers(&mut self) -> Result<(), Malformed> {
         let mut trailer_bytes = 0;
         loop {
             let line = self.line().await?.len();
             trailer_bytes += line;
             if line == 0 {
-                return Ok(body.into());
+                return Ok(());
             }
             if trailer_bytes > limits::HEAD_BYTES_MAX {
                 return Err(Malformed::HeadTooLarge);

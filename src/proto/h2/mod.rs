@@ -14,7 +14,7 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::{Bytes, BytesMut};
@@ -25,10 +25,11 @@ use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use self::body::{Flushes, Handing, ResponseBody, Stuck};
 use super::{
     head::{Framing, Head, Malformed, Method, Version, parse_length},
+    pieces::Pieces,
     reply::Reply,
     watch::{Phase, Watch},
 };
-use crate::{config::resolve::HttpConfig, limits, metrics::ShardMetrics};
+use crate::{config::resolve::HttpConfig, limits, metrics::ShardMetrics, within::within};
 
 /// Streams one client may have open at once.
 const STREAMS_MAX: u32 = 256;
@@ -220,7 +221,7 @@ pub struct RequestBody {
 
 impl RequestBody {
     /// Reads the whole body, at most `bytes_max` of it.
-    pub async fn read(mut self, bytes_max: usize) -> Result<Bytes, Malformed> {
+    pub async fn read(&mut self, bytes_max: usize) -> Result<Bytes, Malformed> {
         let mut first: Option<Bytes> = None;
         let mut rest = BytesMut::new();
         while let Some(frame) = poll_fn(|cx| Pin::new(&mut self.incoming).poll_frame(cx)).await {
@@ -241,6 +242,68 @@ impl RequestBody {
         whole.extend_from_slice(&first);
         whole.extend_from_slice(&rest);
         Ok(whole.freeze())
+    }
+}
+
+/// A body that is read piece by piece, all of it within `left`.
+#[derive(Debug)]
+pub struct TimedBody {
+    body: RequestBody,
+    left: Duration,
+    is_over: bool,
+}
+
+impl RequestBody {
+    /// To be read piece by piece, which may take `limit` in all; the time between two pieces is the reader's.
+    pub fn within(self, limit: Duration) -> TimedBody {
+        TimedBody { body: self, left: limit, is_over: false }
+    }
+}
+
+impl TimedBody {
+    /// The body was read to its end.
+    pub fn is_over(&self) -> bool {
+        self.is_over
+    }
+
+    /// Passes by what is left of it, within reason: an answer before the end of the body resets the stream, which many clients take
+    /// for a failure.
+    pub async fn skip(&mut self) {
+        self.left = Duration::from_millis(limits::REFUSED_BODY_MS_MAX);
+        let mut passed = 0;
+        while passed < limits::REFUSED_BODY_BYTES_MAX {
+            match self.next().await {
+                Ok(Some(piece)) => passed += piece.len(),
+                Ok(None) | Err(_) => return,
+            }
+        }
+    }
+}
+
+impl Pieces for TimedBody {
+    async fn next(&mut self) -> Result<Option<Bytes>, Malformed> {
+        let began = Instant::now();
+        let next = async {
+            loop {
+                let Some(frame) = poll_fn(|cx| Pin::new(&mut self.body.incoming).poll_frame(cx)).await else {
+                    return Ok(None);
+                };
+                match frame.map_err(|_| Malformed::Cut)?.into_data() {
+                    Ok(data) if !data.is_empty() => return Ok(Some(data)),
+                    _ => {}
+                }
+            }
+        };
+        let piece = within(self.left, next).await.unwrap_or(Err(Malformed::BodyTimeout));
+        self.left = self.left.saturating_sub(began.elapsed());
+        self.is_over |= matches!(piece, Ok(None));
+        piece
+    }
+
+    async fn whole(&mut self, bytes_max: usize) -> Result<Bytes, Malformed> {
+        let body = within(self.left, self.body.read(bytes_max)).await.unwrap_or(Err(Malformed::BodyTimeout))?;
+        self.is_over = true;
+        Ok(body)
     }
 }
 

@@ -28,6 +28,12 @@ pub const BATCH_RUN_BYTES: usize = 64 * 1024;
 pub const RECORD_HEADERS_BYTES_MAX: usize = 32 * 1024;
 /// One piece of a body that is used while it arrives.
 pub const BODY_PIECE_BYTES: usize = 64 * 1024;
+/// What one step of compressing or decompressing takes or gives; between two the core does something else.
+pub const CODING_STEP_BYTES: usize = 64 * 1024;
+/// A compressed body is decompressed once up to here; a longer one a first time for its length, and again when that is allowed.
+pub const INFLATED_AT_ONCE_BYTES: usize = 1024 * 1024;
+/// Answers a core compresses at a time (a stream as long as it lasts); over it they go as they are.
+pub const ENCODERS_MAX: usize = 1_000;
 /// Longest long poll; a larger `wait` is 400.
 pub const WAIT_S_MAX: u64 = 30;
 /// `appid`, `topic` and `group`; over it: 400.

@@ -27,6 +27,7 @@ use crate::{
     metrics::{Hitters, ShardMetrics, process::ProcessSize},
     offload::Offload,
     profile,
+    proto::compress::Encoders,
     registry::Topics,
     store::{
         AdminError, Store, Topic,
@@ -117,6 +118,7 @@ pub struct Context {
     /// Every core's thread, known once it has started.
     pub threads: Threads,
     pub data: Option<DataPlane>,
+    pub encoders: Encoders,
     drain: Cell<DrainPhase>,
     pub drain_bell: Notify,
     request_seed: u64,
@@ -157,6 +159,7 @@ impl Context {
             offload,
             threads,
             data,
+            encoders: Encoders::default(),
             drain: Cell::default(),
             drain_bell: Notify::default(),
             // Keys differ per process and instance, so ids of two gateways do not meet.

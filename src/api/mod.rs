@@ -65,7 +65,10 @@ use crate::{
     limits,
     mesh::ShardId,
     metrics,
-    proto::{Head, Malformed, Method, Pieces, Reply},
+    proto::{
+        Head, Malformed, Method, Pieces, Reply,
+        compress::{self, Coding, Inflated},
+    },
 };
 
 /// Success statuses, counted before the codes.
@@ -141,6 +144,8 @@ enum Action {
     Refuse(Problem),
     Publish(Publish),
     Batch(Box<Batch>),
+    /// A publish whose body is compressed.
+    Inflate(Box<(Publish, Coding)>),
     /// On the heap, as what is rarer still: a plan moves several times, and every publish would move the room for the largest.
     Subscribe(Box<Subscribe>),
     Manage(Manage),
@@ -313,8 +318,8 @@ impl Planned {
     /// The most body this request may have; `None` when it was refused and its body is not wanted.
     pub fn body_bytes_max(&self, ctx: &Context) -> Option<usize> {
         match &self.action {
-            // A batch reads its body itself.
-            Action::Refuse(_) | Action::Batch(_) => None,
+            // They read their body themselves.
+            Action::Refuse(_) | Action::Batch(_) | Action::Inflate(_) => None,
             Action::Publish(publish) => Some(publish.bytes_max()),
             Action::Call(call) => Some(call.body_bytes_max()),
             Action::Peer(_) => Some(peer::Asked::body_bytes_max(ctx)),
@@ -330,7 +335,7 @@ impl Planned {
 
     /// Whether it reads its body itself: [`Planned::run_reading`].
     pub fn reads_body(&self) -> bool {
-        matches!(self.action, Action::Batch(_))
+        matches!(self.action, Action::Batch(_) | Action::Inflate(_))
     }
 
     /// Whether the client's going away ends the request (long polls), rather than being found when the answer is written.
@@ -360,7 +365,9 @@ impl Planned {
         let (mut timing, mut timed_from) = (None, None);
         let result = match action {
             Action::Refuse(problem) => Err(problem),
-            Action::Batch(_) => Err(Problem::new(&codes::INTERNAL, "a batch reads its body itself")),
+            Action::Batch(_) | Action::Inflate(_) => {
+                Err(Problem::new(&codes::INTERNAL, "this request reads its body itself"))
+            }
             Action::Publish(publish) => {
                 let result;
                 (result, timing) = publish.run(ctx, body, &stamp).await;
@@ -369,8 +376,11 @@ impl Planned {
             }
             Action::Subscribe(subscribe) => {
                 // The head was read a moment ago: what follows is waiting for messages.
-                let enqueued = Instant::now();
-                let result = subscribe.run(ctx, &stamp).await;
+                let (enqueued, coding) = (Instant::now(), subscribe.coding);
+                let mut result = subscribe.run(ctx, &stamp).await;
+                if let (Some(coding), Ok(reply)) = (coding, &mut result) {
+                    encode(ctx, reply, coding);
+                }
                 let resumed = Instant::now();
                 ctx.metrics.sub_duration.record(resumed - started);
                 timing = Some(Timing { enqueued, reported: resumed, resumed });
@@ -407,16 +417,47 @@ impl Planned {
     /// Does what reads its body itself. `None`: the client has gone.
     pub async fn run_reading(self, ctx: &Rc<Context>, pieces: &mut impl Pieces) -> Option<Reply> {
         let Self { route, stamp, started, traced, action } = self;
-        let Action::Batch(batch) = action else { return None };
-        let answered = batch.run(ctx, pieces, &stamp).await?;
-        let mut reply = answered.reply;
-        let outcome = answered.code.map_or_else(|| outcome_of(reply.status), outcome_of_code);
-        ctx.metrics.count_request(route as usize, outcome);
+        let mut timing = None;
+        let (mut reply, code) = match action {
+            Action::Batch(batch) => {
+                let answered = batch.run(ctx, pieces, &stamp).await?;
+                (answered.reply, answered.code)
+            }
+            Action::Inflate(inflate) => {
+                let (publish, coding) = *inflate;
+                let bytes_max = publish.bytes_max();
+                let result = match Inflated::new(coding, pieces).whole(bytes_max).await {
+                    Ok(body) => {
+                        let result;
+                        (result, timing) = publish.run(ctx, body, &stamp).await;
+                        result
+                    }
+                    Err(Malformed::BodyTooLarge) => Err(publish::too_large(bytes_max)),
+                    Err(cause) => Err(reply::malformed(cause)?),
+                };
+                result.map_or_else(|problem| (problem.reply(&stamp), Some(problem.code)), |reply| (reply, None))
+            }
+            _ => return None,
+        };
+        ctx.metrics.count_request(route as usize, code.map_or_else(|| outcome_of(reply.status), outcome_of_code));
         if traced {
-            add_trace(ctx, &mut reply, started, None);
+            add_trace(ctx, &mut reply, started, timing);
         }
         reply.close |= ctx.drain_phase() != DrainPhase::Serving;
         Some(reply)
+    }
+}
+
+/// Compresses an answer for a client that said what it takes.
+fn encode(ctx: &Context, reply: &mut Reply, accepted: Option<Coding>) {
+    if reply.status != 200 {
+        return;
+    }
+    reply.add_field("Vary", b"Accept-Encoding");
+    if let Some(coding) = accepted
+        && !compress::compress(reply, coding, &ctx.encoders)
+    {
+        ctx.metrics.cells.encoders_refused.add(1);
     }
 }
 

@@ -22,7 +22,11 @@ use super::{
 };
 use crate::{
     limits,
-    proto::{Head, Reply, head::Framing},
+    proto::{
+        Head, Reply,
+        compress::{Coding, UnknownCoding},
+        head::Framing,
+    },
     registry::names,
     store::{Ack, Header, Partition, ProduceError, Record, Store, Stored, TAG_HEADER, Topic},
     within::within,
@@ -78,7 +82,7 @@ impl Publish {
             (ctx.config.borrow().publish.message_bytes_max, too_large as fn(usize) -> Problem)
         };
         check_size(head, bytes_max, too_large)?;
-        check_coding(head)?;
+        let coding = coding(head)?;
         match query.get("hh") {
             None | Some(b"n" | b"y") => {}
             Some(other) => return Err(invalid("hh", other, "n or y")),
@@ -104,12 +108,15 @@ impl Publish {
         });
         let publish = Self { topic, record, ack, is_async: query.flag("async")?, bytes_max, inflight };
         if is_batch {
-            return Batch::plan(ctx, head, &query, publish).map(|batch| Action::Batch(Box::new(batch)));
+            return Batch::plan(ctx, head, &query, publish, coding).map(|batch| Action::Batch(Box::new(batch)));
         }
         if let Some(results) = query.get("results") {
             return Err(invalid("results", results, "for batch=1 alone"));
         }
-        Ok(Action::Publish(publish))
+        Ok(match coding {
+            None => Action::Publish(publish),
+            Some(coding) => Action::Inflate(Box::new((publish, coding))),
+        })
     }
 
     pub fn bytes_max(&self) -> usize {
@@ -283,13 +290,12 @@ pub fn too_large(bytes_max: usize) -> Problem {
     Problem::new(&codes::MESSAGE_TOO_LARGE, format!("a message has at most {bytes_max} bytes"))
 }
 
-fn check_coding(head: &Head<'_>) -> Result<(), Problem> {
-    match head.field("content-encoding") {
-        Some(coding) if !coding.eq_ignore_ascii_case(b"identity") => {
-            Err(Problem::new(&codes::UNKNOWN_CODING, "Content-Encoding is not built yet in this version"))
-        }
-        _ => Ok(()),
-    }
+/// What the body is compressed with.
+fn coding(head: &Head<'_>) -> Result<Option<Coding>, Problem> {
+    let mut fields = head.fields_named("content-encoding");
+    let Some(field) = fields.next() else { return Ok(None) };
+    let coding = if fields.next().is_some() { Err(UnknownCoding) } else { Coding::of_content(field) };
+    coding.map_err(|UnknownCoding| Problem::new(&codes::UNKNOWN_CODING, "Content-Encoding is gzip, zstd or identity"))
 }
 
 fn key(query: &Query<'_>) -> Result<Option<Bytes>, Problem> {

@@ -68,6 +68,9 @@ impl Problem {
         if let Some(methods) = self.allow {
             reply = reply.field("Allow", methods.as_bytes());
         }
+        if self.code.number == codes::UNKNOWN_CODING.number {
+            reply.add_field("Accept-Encoding", b"gzip, zstd");
+        }
         reply.body("application/problem+json", self.document(stamp).to_string())
     }
 }
@@ -81,6 +84,7 @@ pub fn malformed(cause: Malformed) -> Option<Problem> {
         Malformed::HeadTimeout => Problem::new(&codes::HEAD_TIMEOUT, "the request head did not arrive in time"),
         Malformed::BodyTimeout => Problem::new(&codes::BODY_TIMEOUT, "the request body did not arrive in time"),
         Malformed::BodyTooLarge => Problem::new(&codes::MESSAGE_TOO_LARGE, "the body is over its limit"),
+        Malformed::Coding(detail) => Problem::new(&codes::INVALID_CODING, detail),
         Malformed::Expectation => Problem::new(&codes::EXPECTATION_FAILED, "only 100-continue can be expected"),
         Malformed::Cut => return None,
     })

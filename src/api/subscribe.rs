@@ -27,7 +27,7 @@ use super::{
 use crate::{
     limits,
     mesh::ShardId,
-    proto::{Body, BodySource, Head, Reply, Sent, reply::Aborted},
+    proto::{Body, BodySource, Head, Reply, Sent, compress::Coding, reply::Aborted},
     registry::names::{self, Queue},
     store::{Delivery, FetchSpec, Gap, LeaseSpec, Offset, Outcome, Partition, Reset, TagFilter, Topic},
 };
@@ -58,6 +58,8 @@ pub struct Subscribe {
     cursor: Option<Vec<(Partition, Offset)>>,
     is_stream: bool,
     is_single: bool,
+    /// Of a client that says what it takes: what its answer is compressed with.
+    pub coding: Option<Option<Coding>>,
     /// Where messages that were delivered too often go; it has to be there.
     dead_queue: Option<String>,
 }
@@ -101,7 +103,9 @@ impl Subscribe {
         let key = call::key(topic, group_id, queue);
         let (ack, is_single) = (ack::by_fields(head, query.flag("next")?)?, batch == 1 && !is_stream);
         let request = FetchRequest { partitions: 0, reset, spec, is_from_peer: false, ticket: 0 };
-        Ok(Self { key, request, format, ack, cursor: cursor(head, format)?, is_stream, is_single, dead_queue })
+        let mut accepts = head.fields_named("accept-encoding").peekable();
+        let coding = accepts.peek().is_some().then_some(()).map(|()| Coding::accepted(accepts));
+        Ok(Self { key, request, format, ack, cursor: cursor(head, format)?, is_stream, is_single, coding, dead_queue })
     }
 
     /// The core the group lives on.

@@ -52,6 +52,15 @@ pub fn is_peer_secret(text: &str) -> bool {
     text.len() >= PEER_SECRET_BYTES_MIN && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
+/// A topic of Kafka or the beginning of several, and what librdkafka compresses with.
+pub fn is_topic_compression(text: &str) -> bool {
+    text.split_once('=').is_some_and(|(pattern, codec)| {
+        let name = pattern.trim().strip_suffix('*').unwrap_or(pattern.trim());
+        let is_name = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+        is_name && !pattern.trim().is_empty() && ["none", "gzip", "snappy", "lz4", "zstd"].contains(&codec.trim())
+    })
+}
+
 pub fn is_free_option(text: &str) -> bool {
     text.split_once('=').is_some_and(|(name, _)| {
         let name = name.trim();
@@ -72,6 +81,16 @@ mod tests {
             ["", "host", "host:", "host:0", "host:65536", ":9092", "PLAINTEXT://h:1", "fe80::1:9092", "[x]:1", "a b:1"]
         {
             assert!(!is_host_port(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn topics_have_a_codec_each() {
+        for good in ["app1.logs.v1=zstd", "app1.*=lz4", "*=none", " a.b.v1 = gzip "] {
+            assert!(is_topic_compression(good), "{good}");
+        }
+        for bad in ["", "=zstd", "a.b.v1", "a.b.v1=brotli", "a*b=zstd", "a/b=zstd"] {
+            assert!(!is_topic_compression(bad), "{bad}");
         }
     }
 

@@ -180,6 +180,19 @@ pub struct TopicsConfig {
     pub partitions: i32,
     /// `topics.replicas` (1).
     pub replicas: i32,
+    /// `topics.compression`: pattern and codec, the first that fits counts.
+    pub compression: Vec<(String, String)>,
+}
+
+impl TopicsConfig {
+    /// What a topic's messages are compressed with, if not as `kafka.compression` says.
+    pub fn compression_of(&self, topic: &str) -> Option<&str> {
+        let fits = |pattern: &str| match pattern.strip_suffix('*') {
+            Some(prefix) => topic.starts_with(prefix),
+            None => topic == pattern,
+        };
+        self.compression.iter().find(|(pattern, _)| fits(pattern)).map(|(_, codec)| codec.as_str())
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -384,10 +397,6 @@ impl SubscribeConfig {
 
 impl KafkaConfig {
     fn resolve(written: &Written) -> Self {
-        let option = |text: &String| {
-            let (name, value) = text.split_once('=').expect("the table lets only name=value pass");
-            (name.trim().to_owned(), value.trim().to_owned())
-        };
         Self {
             brokers: written.list("kafka.brokers").join(","),
             linger_us: written.int("kafka.linger_us"),
@@ -399,7 +408,7 @@ impl KafkaConfig {
             session_timeout: millis(written, "kafka.session_timeout_ms"),
             metadata_interval: Duration::from_secs(written.int("kafka.metadata_interval_s")),
             admin_timeout: millis(written, "kafka.admin_timeout_ms"),
-            options: written.list("kafka.options").iter().map(option).collect(),
+            options: written.list("kafka.options").iter().map(|text| pair(text)).collect(),
         }
     }
 }
@@ -411,6 +420,7 @@ impl TopicsConfig {
             auto_create: store_makes_topics || written.bool("topics.auto_create"),
             partitions: number(written, "topics.partitions"),
             replicas: number(written, "topics.replicas"),
+            compression: written.list("topics.compression").iter().map(|text| pair(text)).collect(),
         }
     }
 }
@@ -452,6 +462,11 @@ impl Roles {
             manage: self.manage || other.manage,
         }
     }
+}
+
+fn pair(text: &str) -> (String, String) {
+    let (name, value) = text.split_once('=').expect("the table lets only name=value pass");
+    (name.trim().to_owned(), value.trim().to_owned())
 }
 
 fn millis(written: &Written, path: &str) -> Duration {

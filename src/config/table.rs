@@ -7,7 +7,7 @@
 
 use super::{
     cpus,
-    forms::{is_address_or_empty, is_free_option, is_host_port, is_id_byte, is_peer_secret},
+    forms::{is_address_or_empty, is_free_option, is_host_port, is_id_byte, is_peer_secret, is_topic_compression},
     keys::{Form, Key, Kind, Preset},
 };
 use crate::limits;
@@ -366,7 +366,7 @@ pub const KEYS: &[Key] = &[
         path: "kafka.compression",
         kind: Kind::Choice(&["none", "gzip", "snappy", "lz4", "zstd"]),
         default: Preset::Text("none"),
-        doc: "Compression of what is produced.",
+        doc: "Compression of what is produced, batch by batch, unless topics.compression says otherwise for a topic.",
         hot: false,
     },
     Key {
@@ -430,6 +430,17 @@ pub const KEYS: &[Key] = &[
         default: Preset::Int(1),
         doc: "Replicas of a topic created so. One replica does not survive its broker: use 3 in production.",
         hot: true,
+    },
+    Key {
+        path: "topics.compression",
+        kind: Kind::List(Form {
+            expected: "`TOPIC=CODEC` with Kafka's name of a topic, or its beginning and `*`, and none, gzip, snappy, lz4 or zstd",
+            is_valid: |text| is_topic_compression(text),
+        }),
+        default: Preset::List(&[]),
+        doc: "Compression of what is produced to some topics, each `TOPIC=CODEC`; `app1.logs.*=zstd` means all that begin so, and the first \
+              that fits counts.",
+        hot: false,
     },
     Key {
         path: "memory.bytes_max",

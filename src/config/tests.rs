@@ -273,6 +273,7 @@ fn another_value(path: &str, kind: &Kind, default: Preset) -> String {
             (*of.iter().find(|choice| **choice != default).expect("two")).to_owned()
         }
         (Kind::List(_), _) if path == "kafka.options" => "socket.nagle.disable=true".to_owned(),
+        (Kind::List(_), _) if path == "topics.compression" => "app1.*=zstd".to_owned(),
         (Kind::List(_), _) => "broker:9092".to_owned(),
         (Kind::Text(_), _) if find(path).is_some_and(|key| key.name() == "addr") => "127.0.0.2:1".to_owned(),
         (Kind::Text(_), _) if path == "shard.cpus" => "2".to_owned(),

@@ -114,7 +114,7 @@ impl Look {
     fn run(mut self, config: &Config, offload: &Offload) -> Result<Seen, AdminError> {
         let unavailable = |reason| AdminError::Unavailable { reason };
         let (client, _) = Client::create(Kind::Consumer, &options::peek(config), offload).map_err(unavailable)?;
-        let topic = TopicHandle::open(&client, &self.topic).ok_or(AdminError::UnknownTopic)?;
+        let topic = TopicHandle::open(&client, &self.topic, None).ok_or(AdminError::UnknownTopic)?;
         let latest = self.latest(&client, config.kafka.admin_timeout).map_err(topic_failed)?;
         self.from.retain(|partition, offset| latest.get(partition).is_some_and(|latest| *offset < *latest));
         if self.from.is_empty() {

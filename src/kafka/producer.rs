@@ -100,7 +100,7 @@ impl Producer {
         let bytes = record.value.len();
         let sent = {
             let mut topics = pipe.topics.borrow_mut();
-            let handle = open_topic(&pipe.client, &mut topics, topic)?;
+            let handle = open_topic(&pipe.client, &mut topics, topic, &self.config)?;
             let mut outbox = pipe.outbox.borrow_mut();
             pipe.nudge.fit(outbox.lent().0 + 1);
             outbox.send(handle, record, Pending { wait, is_overdue: false })
@@ -274,13 +274,14 @@ fn open_topic<'a>(
     client: &Arc<Client>,
     topics: &'a mut Vec<Option<Arc<TopicHandle>>>,
     topic: &Topic,
+    config: &Config,
 ) -> Result<&'a TopicHandle, ProduceError> {
     if topics.len() <= topic.slot {
         topics.resize(topic.slot + 1, None);
     }
     let entry = &mut topics[topic.slot];
     if entry.is_none() {
-        *entry = TopicHandle::open(client, &topic.name).map(Arc::new);
+        *entry = TopicHandle::open(client, &topic.name, config.topics.compression_of(&topic.name)).map(Arc::new);
     }
     entry.as_deref().ok_or(ProduceError::Refused { reason: "INVALID_TOPIC_NAME" })
 }

@@ -110,6 +110,8 @@ cells! {
     group_looks: "counter" "kateway_group_looks_total",
     /// Answers with stream=1 being written now.
     streams: "gauge" "kateway_sub_streams",
+    /// Answers that went uncompressed because the core had as many encoders as it may.
+    encoders_refused: "counter" "kateway_sub_encoders_refused_total",
     /// Bytes of messages this core keeps for its groups.
     held_bytes: "gauge" "kateway_sub_held_bytes",
     /// Messages waiting in this core's producers.

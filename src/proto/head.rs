@@ -59,6 +59,8 @@ pub enum Malformed {
     HeadTimeout,
     BodyTimeout,
     BodyTooLarge,
+    /// The body is not what its `Content-Encoding` says.
+    Coding(&'static str),
     /// An `Expect` we cannot meet.
     Expectation,
     /// The client left in the middle: nobody to answer.

@@ -5,6 +5,7 @@
 //! Everything malformed is answered here, by the problem the caller gives for each [`Malformed`].
 
 pub mod client;
+pub mod compress;
 pub mod date;
 pub mod h1;
 pub mod h2;

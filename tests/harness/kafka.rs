@@ -92,6 +92,20 @@ impl Cluster {
         }
     }
 
+    /// Bytes of a topic's records on the disk of the broker that has most of them.
+    pub fn log_bytes(&self, topic: &str) -> u64 {
+        let of_broker = |broker: &Broker| -> u64 {
+            let partitions = std::fs::read_dir(broker.home.join("data")).into_iter().flatten().flatten();
+            let ours = partitions.filter(|entry| {
+                entry.file_name().to_string_lossy().rsplit_once('-').is_some_and(|(name, _)| name == topic)
+            });
+            let files = ours.flat_map(|entry| std::fs::read_dir(entry.path()).into_iter().flatten().flatten());
+            let logs = files.filter(|file| file.path().extension().is_some_and(|extension| extension == "log"));
+            logs.filter_map(|log| log.metadata().ok()).map(|metadata| metadata.len()).sum()
+        };
+        self.brokers.iter().map(of_broker).max().unwrap_or(0)
+    }
+
     /// Starts a killed broker again on its old address and data.
     pub fn restart(&self, id: u32) {
         self.brokers[id as usize].launch(self.options);

@@ -93,7 +93,7 @@ fn publish_rows(topic: &Topic) -> Vec<Row> {
         row("key cut in its escape", publish("key=%4"), code::BAD_PARAMETER),
         row("tag of 1025", publish("").header("X-Tag", &"t".repeat(1_025)), code::TAG_TOO_LONG),
         row("header value no base64", publish("").header("X-Header-a", "***"), code::BAD_FIELD),
-        row("not built: batch", publish("batch=1"), code::NOT_SUPPORTED),
+        row("a batch of no known form", publish("batch=1"), code::CONTENT_TYPE),
         row("not built: idempotency", publish("").header("Idempotency-Key", "k1"), code::NOT_SUPPORTED),
         row("unknown content coding", publish("").header("Content-Encoding", "br"), code::CONTENT_CODING),
     ]
@@ -373,5 +373,6 @@ mod code {
     pub const TOO_LARGE: u64 = 41301;
     pub const TARGET_TOO_LONG: u64 = 41400;
     pub const CONTENT_CODING: u64 = 41500;
+    pub const CONTENT_TYPE: u64 = 41501;
     pub const HEAD_TOO_LARGE: u64 = 43100;
 }

@@ -33,6 +33,7 @@ mod batch_streams;
 mod batches;
 mod command_line;
 mod commits;
+mod compression;
 mod drain;
 mod faults;
 mod formats;
@@ -120,6 +121,7 @@ const ALL: &[&[Case]] = &[
     batch_streams::CASES,
     batches::CASES,
     command_line::CASES,
+    compression::CASES,
     commits::CASES,
     drain::CASES,
     faults::CASES,

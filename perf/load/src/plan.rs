@@ -242,20 +242,52 @@ impl Plan {
 
     fn batch_body(&self) -> Vec<u8> {
         let (open, close) = ("{\"m\":\"", "\"}");
-        let object = match self.size.checked_sub(open.len() + close.len()) {
-            Some(pad) => format!("{open}{}{close}", "x".repeat(pad)),
+        let message = |n: usize| match self.size.checked_sub(open.len() + close.len()) {
+            Some(pad) => format!("{open}{}{close}", words(pad, n)),
             // As JSON, a number of so many digits.
             None => "1".repeat(self.size),
         };
+        let messages: Vec<String> = (0..self.batch).map(message).collect();
         match self.format {
-            Format::Json => format!("[{}]", vec![object; self.batch].join(",")).into_bytes(),
-            Format::Ndjson => format!("{object}\n").repeat(self.batch).into_bytes(),
+            Format::Json => format!("[{}]", messages.join(",")).into_bytes(),
+            Format::Ndjson => (messages.join("\n") + "\n").into_bytes(),
             Format::Frames => {
                 let length = u32::try_from(self.size).unwrap_or(u32::MAX).to_be_bytes();
-                [&length, object.as_bytes()].concat().repeat(self.batch)
+                messages.iter().flat_map(|message| [&length, message.as_bytes()].concat()).collect()
             }
         }
     }
+}
+
+/// Text of so many bytes that compresses about as well as what applications write; another one for each `seed`.
+fn words(bytes: usize, seed: usize) -> String {
+    const WORDS: [&str; 16] = [
+        "order",
+        "customer",
+        "2026-11-27T08:15",
+        "shipped",
+        "pending",
+        "EUR",
+        "quantity",
+        "00417",
+        "warehouse",
+        "north",
+        "invoice",
+        "paid",
+        "9.99",
+        "retry",
+        "status",
+        "region",
+    ];
+    let mut state = (seed as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut text = String::with_capacity(bytes + 16);
+    while text.len() < bytes {
+        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+        text.push_str(WORDS[usize::try_from(state >> 60).unwrap_or(0)]);
+        text.push(' ');
+    }
+    text.truncate(bytes);
+    text
 }
 
 #[cfg(test)]

@@ -36,9 +36,16 @@ use super::{
 use crate::{
     config::resolve::PublishConfig,
     limits,
-    proto::{Head, Malformed, Pieces, head::Framing},
+    proto::{
+        Head, Malformed, Pieces,
+        compress::{Coding, Inflated},
+        head::Framing,
+    },
     store::{Ack, Partition, Topic},
 };
+
+/// How many times as long a compressed body becomes, as a rule.
+const USUAL_RATIO: usize = 16;
 
 /// A batch whose head was found good.
 #[derive(Debug)]
@@ -46,13 +53,14 @@ pub struct Batch {
     /// What the request says of all its messages.
     publish: Publish,
     form: Form,
+    coding: Option<Coding>,
     /// Results of neighbours are said together.
     in_ranges: bool,
     message_bytes_max: usize,
     bytes_max: usize,
     messages_max: usize,
     /// Until it is answered.
-    _memory: Memory,
+    memory: Memory,
 }
 
 /// What a batch may hold in memory; taken from what its core has for batches.
@@ -74,6 +82,18 @@ impl Memory {
     }
 }
 
+impl Memory {
+    /// It holds at least so much.
+    fn hold(&mut self, bytes: usize) -> Result<(), Problem> {
+        let more = bytes.saturating_sub(usize::try_from(self.bytes).unwrap_or(usize::MAX));
+        if more > 0 {
+            let mut more = Self::take(&self.ctx, more)?;
+            self.bytes += std::mem::take(&mut more.bytes);
+        }
+        Ok(())
+    }
+}
+
 impl Drop for Memory {
     fn drop(&mut self) {
         self.ctx.metrics.cells.batch_bytes.sub(self.bytes);
@@ -90,7 +110,13 @@ enum End {
 
 impl Batch {
     /// Reads what only a batch has; the rest of the head is `publish`'s.
-    pub fn plan(ctx: &Rc<Context>, head: &Head<'_>, query: &Query<'_>, publish: Publish) -> Result<Self, Problem> {
+    pub fn plan(
+        ctx: &Rc<Context>,
+        head: &Head<'_>,
+        query: &Query<'_>,
+        publish: Publish,
+        coding: Option<Coding>,
+    ) -> Result<Self, Problem> {
         if head.field("idempotency-key").is_some() {
             return Err(Problem::new(&codes::NOT_SUPPORTED, "a batch takes no Idempotency-Key"));
         }
@@ -105,25 +131,36 @@ impl Batch {
             Some(other) => return Err(invalid("results", other, "range or each")),
         };
         let PublishConfig { message_bytes_max, batch_bytes_max, batch_messages_max, .. } = ctx.config.borrow().publish;
-        let held = if form.is_streamed() {
-            limits::BATCH_UNDER_WAY_BYTES_MAX + message_bytes_max
-        } else {
-            announced(head).unwrap_or(batch_bytes_max)
+        let held = match coding {
+            _ if form.is_streamed() => limits::BATCH_UNDER_WAY_BYTES_MAX + message_bytes_max,
+            None => announced(head).unwrap_or(batch_bytes_max),
+            // What it becomes is known later; most becomes no more than so much.
+            Some(_) => {
+                announced(head).map_or(batch_bytes_max, |bytes| bytes.saturating_mul(USUAL_RATIO).min(batch_bytes_max))
+            }
         };
         let memory = Memory::take(ctx, held)?;
         Ok(Self {
             publish,
             form,
+            coding,
             in_ranges,
             message_bytes_max,
             bytes_max: batch_bytes_max,
             messages_max: batch_messages_max,
-            _memory: memory,
+            memory,
         })
     }
 
     /// Reads the body, produces what is in it, and answers. `None`: the client has gone.
-    pub async fn run(self, ctx: &Rc<Context>, pieces: &mut impl Pieces, stamp: &Stamp) -> Option<Answered> {
+    pub async fn run(mut self, ctx: &Rc<Context>, pieces: &mut impl Pieces, stamp: &Stamp) -> Option<Answered> {
+        match self.coding {
+            None => self.read(ctx, pieces, stamp).await,
+            Some(coding) => self.read(ctx, &mut Inflated::new(coding, pieces), stamp).await,
+        }
+    }
+
+    async fn read(&mut self, ctx: &Rc<Context>, pieces: &mut impl Pieces, stamp: &Stamp) -> Option<Answered> {
         let results = if self.form.is_streamed() {
             self.stream(ctx, pieces, stamp).await
         } else {
@@ -158,8 +195,9 @@ impl Batch {
 
     // === documents ===
 
-    async fn document(&self, ctx: &Rc<Context>, pieces: &mut impl Pieces, stamp: &Stamp) -> Result<Answered, End> {
+    async fn document(&mut self, ctx: &Rc<Context>, pieces: &mut impl Pieces, stamp: &Stamp) -> Result<Answered, End> {
         let body = pieces.whole(self.bytes_max).await.map_err(|cause| self.unread(cause))?;
+        self.memory.hold(body.len())?;
         let elements = document::elements(&body, self.messages_max).await?;
         if self.form == Form::Array {
             let topic = self.publish.topic(ctx).await?;

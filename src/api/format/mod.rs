@@ -24,7 +24,7 @@ pub use self::{cursor::parse_cursor, single::single};
 use super::reply::{Problem, Stamp};
 use crate::{
     limits,
-    proto::{BodySource, Reply, reply::Aborted},
+    proto::{BodySource, Reply, compress::weight, reply::Aborted},
     store::{Delivery, Gap, Message, Offset, Partition},
 };
 
@@ -93,15 +93,6 @@ fn liking(accept: &[u8], content_type: &[u8]) -> (u32, bool) {
         }
     }
     found
-}
-
-/// The parameter `q`, in thousandths; one that is not of its form counts for nothing.
-fn weight(parameter: &[u8]) -> Option<u32> {
-    let value = parameter.strip_prefix(b"q=").or_else(|| parameter.strip_prefix(b"Q="))?;
-    let value = std::str::from_utf8(value).ok().and_then(|text| text.parse::<f32>().ok());
-    let value = value.filter(|q| (0.0..=1.0).contains(q)).unwrap_or(0.0);
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Between 0 and 1.
-    Some((value * 1_000.0) as u32)
 }
 
 /// Writes one answer's messages in its format.

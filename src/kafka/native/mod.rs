@@ -511,13 +511,34 @@ pub struct TopicHandle {
 }
 
 impl TopicHandle {
-    /// `None` when librdkafka refuses the name.
-    pub fn open(client: &Arc<Client>, name: &str) -> Option<Self> {
+    /// With a compression of its own, if one is given. `None` when librdkafka refuses the name.
+    pub fn open(client: &Arc<Client>, name: &str, compression: Option<&str>) -> Option<Self> {
         let name = CString::new(name).ok()?;
-        // SAFETY: live client, terminated name, null = the client's default topic options.
-        let ptr = unsafe { rd::rd_kafka_topic_new(client.raw(), name.as_ptr(), ptr::null_mut()) };
+        let options = compression.map_or(ptr::null_mut(), |codec| topic_options(client, codec));
+        // SAFETY: live client, terminated name, null = the client's default topic options; others are the call's when it succeeds.
+        let ptr = unsafe { rd::rd_kafka_topic_new(client.raw(), name.as_ptr(), options) };
+        if ptr.is_null() && !options.is_null() {
+            // SAFETY: they are still ours.
+            unsafe { rd::rd_kafka_topic_conf_destroy(options) };
+        }
         NonNull::new(ptr).map(|ptr| Self { ptr, client: Arc::clone(client) })
     }
+}
+
+/// The client's options for topics, but for the compression. One that librdkafka was built without is said, and the client's remains.
+fn topic_options(client: &Client, codec: &str) -> *mut rd::rd_kafka_topic_conf_t {
+    let Ok(value) = CString::new(codec) else { return ptr::null_mut() };
+    let mut said: [c_char; 256] = [0; 256];
+    // SAFETY: live client; the copy is ours; terminated texts and a buffer with its length.
+    let (options, result) = unsafe {
+        let options = rd::rd_kafka_default_topic_conf_dup(client.raw());
+        let name = c"compression.codec".as_ptr();
+        (options, rd::rd_kafka_topic_conf_set(options, name, value.as_ptr(), said.as_mut_ptr(), said.len()))
+    };
+    if result != rd::rd_kafka_conf_res_t::RD_KAFKA_CONF_OK {
+        tracing::error!(codec, "librdkafka does not take this compression for a topic");
+    }
+    options
 }
 
 // SAFETY: rd_kafka_topic_t is counted and locked inside (src); its calls are thread-safe.

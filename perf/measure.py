@@ -179,6 +179,18 @@ def start_gateway_all(children, log_path, gateway, arguments, core=None, under=(
         raise Failure(f"{failure}\n{pathlib.Path(log_path).read_text(errors='replace')[-2000:]}") from None
 
 
+def certificate(directory):
+    """A file with a certificate and its key, made for this run."""
+    path = pathlib.Path(directory) / "certificate.pem"
+    if not path.exists():
+        key, pem = path.with_suffix(".key"), path.with_suffix(".crt")
+        curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-noenc", "-addext", "subjectAltName=IP:127.0.0.1"]
+        command = ["openssl", "req", "-x509", *curve, "-subj", "/CN=kateway", "-days", "2", "-keyout", key, "-out", pem]
+        subprocess.run([str(word) for word in command], check=True, capture_output=True)
+        path.write_text(pem.read_text() + key.read_text())
+    return path
+
+
 def descendants(pid):
     found = child_pids(pid)
     return found + [deeper for child in found for deeper in descendants(child)]

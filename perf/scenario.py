@@ -9,6 +9,7 @@ Unknown keys are refused, in the tables of load flags too: a misspelt key would 
     brokers  = 0, 1 or 3; scenarios with the same number share one cluster in one run
     shards   = 1
     pinned   = false; true: the server on the first core, the generator on the second
+    tls      = false; true: publishing goes to the gateway's TLS listener
     fresh    = false; true: a gateway of its own for each run (else those of equal settings share one)
     set      = ["KEY=VALUE", ..] for the gateway
     order    = 0; runs of a stage go by it, then by name
@@ -29,7 +30,7 @@ import measure
 FOLDER = measure.HERE / "scenarios"
 PEER = "peer:"
 DEFAULTS = {
-    "row": None, "suite": None, "server": "gateway", "store": None, "brokers": 0, "shards": 1, "pinned": False, "fresh": False,
+    "row": None, "suite": None, "server": "gateway", "store": None, "brokers": 0, "shards": 1, "pinned": False, "tls": False, "fresh": False,
     "set": [], "order": 0, "rate_of": None, "rate_at": None, "load": None, "fill": None, "prepare": None, "beside": None, "sweep": {},
     "target": [],
 }
@@ -91,6 +92,8 @@ class Scenario:
     def flags_at(self, value, seconds, rate=None):
         """The flags of the measured load at this value of the sweep."""
         flags = {"topic": self.name, "warmup-s": 0.5, "seconds": seconds, **self.load}
+        if self.tls:
+            flags["tls"] = True
         if self.sweep_key == "rate_share":
             flags["rate"] = rate
         elif self.sweep_key not in (None, "shards"):

@@ -38,6 +38,7 @@ use crate::{
     metrics::ShardMetrics,
     offload::Offload,
     profile,
+    proto::tls::{Acceptor, Keeper},
     server::socket,
     shard::{Shard, thread_name},
     store::{
@@ -65,12 +66,13 @@ struct Parts {
     offload: Offload,
     threads: Threads,
     memory: Option<Arc<Broker>>,
+    acceptor: Option<Acceptor>,
 }
 
 type CoreHandle = ExecutorJoinHandle<Result<(), StartError>>;
 type Sockets = Vec<(Socket, Roles)>;
 /// Every core's sockets, the control thread's, and where they are.
-type Bound = (Vec<Sockets>, Option<(Socket, Roles)>, Addrs);
+type Bound = (Vec<Sockets>, Sockets, Addrs);
 
 /// Runs the gateway until it is told to go.
 pub fn run(sources: Sources) -> Result<(), StartError> {
@@ -88,8 +90,11 @@ pub fn run(sources: Sources) -> Result<(), StartError> {
     }
     doctor::locked_memory_suffices().map_err(StartError::Host)?;
     let shards = config.shard.count;
-    let (data_sockets, man_socket, addrs) = bind(&config)?;
-    config.gateway.advertise_bound(addrs.subscribe);
+    let tls = certificates(&config)?;
+    kafka_files_are_there(&config)?;
+    let (data_sockets, man_sockets, addrs) = bind(&config)?;
+    config.gateway.advertise_bound(addrs.of("sub"));
+    config.gateway.bound.clone_from(&addrs.0);
     let threads = limits::OFFLOAD_THREADS + limits::OFFLOAD_THREADS_PER_CORE * shards;
     let offload = Offload::start(threads).map_err(StartError::Spawn)?;
     let parts = Parts {
@@ -98,6 +103,7 @@ pub fn run(sources: Sources) -> Result<(), StartError> {
         offload,
         threads: (0..shards).map(|_| OnceLock::new()).collect(),
         memory: (config.store == StoreKind::Memory).then(|| Broker::new(config.memory.bytes_max)),
+        acceptor: tls.as_ref().map(|(_, acceptor)| acceptor.clone()),
         config: Arc::new(config),
     };
     announce(&parts.config);
@@ -108,7 +114,7 @@ pub fn run(sources: Sources) -> Result<(), StartError> {
     let control = move || {
         let Parts { config, mesh, metrics, offload, threads, .. } = parts;
         let ctx = Context::new(ShardId(shards), &config, mesh, metrics, offload, threads, None);
-        Control { ctx, man: man_socket, kick: Arc::clone(&kicks[shards]), signals, log, sources, settings }
+        Control { ctx, man: man_sockets, tls, kick: Arc::clone(&kicks[shards]), signals, log, sources, settings }
     };
     let executor = builder(Placement::Unbound, "control").make().map_err(spawn_error)?;
     let control = async move { run::run(control()).await };
@@ -143,24 +149,40 @@ async fn in_quick_queue<T: 'static>(
 
 /// Addresses as they were bound, by role.
 #[derive(Default)]
-struct Addrs {
-    publish: Option<SocketAddr>,
-    subscribe: Option<SocketAddr>,
-    manage: Option<SocketAddr>,
-}
+struct Addrs(Vec<(&'static str, SocketAddr)>);
 
 impl Addrs {
     fn note(&mut self, roles: Roles, addr: SocketAddr) {
-        for (has, slot) in [
-            (roles.publish, &mut self.publish),
-            (roles.subscribe, &mut self.subscribe),
-            (roles.manage, &mut self.manage),
-        ] {
+        for (has, plain, over_tls) in
+            [(roles.publish, "pub", "pub_tls"), (roles.subscribe, "sub", "sub_tls"), (roles.manage, "man", "man_tls")]
+        {
             if has {
-                *slot = Some(addr);
+                self.0.push((if roles.tls { over_tls } else { plain }, addr));
             }
         }
     }
+
+    fn of(&self, name: &str) -> Option<SocketAddr> {
+        self.0.iter().find(|(known, _)| *known == name).map(|(_, addr)| *addr)
+    }
+}
+
+/// The certificates of listeners that speak TLS.
+fn certificates(config: &Config) -> Result<Option<(Keeper, Acceptor)>, StartError> {
+    let loaded = (!config.tls.certificates.is_empty()).then(|| Keeper::load(config.tls.clone())).transpose();
+    loaded.map_err(|error| StartError::Config(vec![format!("tls.certificates: {error}")]))
+}
+
+/// The files librdkafka will read: it would say so later, and once for each client.
+fn kafka_files_are_there(config: &Config) -> Result<(), StartError> {
+    let security = &config.kafka.security;
+    let files = [("tls_ca", &security.tls_ca), ("tls_cert", &security.tls_cert), ("tls_key", &security.tls_key)];
+    let missing = files.into_iter().filter_map(|(key, file)| {
+        let file = file.as_ref()?;
+        std::fs::File::open(file).err().map(|error| format!("kafka.{key}: {file}: {error}"))
+    });
+    let missing: Vec<String> = missing.collect();
+    if missing.is_empty() { Ok(()) } else { Err(StartError::Config(missing)) }
 }
 
 /// Binds every address once per core, before any core starts.
@@ -178,12 +200,12 @@ fn bind(config: &Config) -> Result<Bound, StartError> {
         }
         addrs.note(*roles, addr);
     }
-    let mut man = None;
-    if let Some(ListenerConfig { addr, roles }) = &config.man_listener {
+    let mut man = Vec::new();
+    for ListenerConfig { addr, roles } in &config.man_listeners {
         check_free(*addr)?;
         let socket = listen(*addr)?;
         addrs.note(*roles, bound_addr(&socket, *addr)?);
-        man = Some((socket, *roles));
+        man.push((socket, *roles));
     }
     Ok((per_core, man, addrs))
 }
@@ -260,13 +282,13 @@ fn start_cores(parts: &Parts, sockets: Vec<Sockets>, kicks: &[Arc<Kick>]) -> Res
         let core = move || async move {
             let _loud = Loud(n);
             let data = DataPlane::new(backend(&parts));
-            let Parts { config, mesh, metrics, offload, threads, .. } = parts;
+            let Parts { config, mesh, metrics, offload, threads, acceptor, .. } = parts;
             let known = profile::Thread::here().map(|thread| {
                 // Set once: this is core `n`, and it starts once.
                 let _ = threads[n].set(thread);
             });
             let ctx = Context::new(ShardId(n), &config, mesh, metrics, offload, threads, Some(data));
-            let made = known.and_then(|()| Shard::new(ctx, sockets, kick));
+            let made = known.and_then(|()| Shard::new(ctx, sockets, acceptor, kick));
             // The start may have been given up meanwhile.
             let _ = up.send(made.as_ref().map(|_| ()).map_err(|error| io::Error::new(error.kind(), error.to_string())));
             drop(up);
@@ -318,10 +340,13 @@ fn start_kicker(parts: &Parts, kicks: &[Arc<Kick>]) -> io::Result<Option<Kicker>
 
 /// The one line on stdout that says where the gateway serves.
 fn print_ready(addrs: &Addrs) -> io::Result<()> {
-    let shown = |addr: Option<SocketAddr>| addr.map_or_else(|| "-".to_owned(), |addr| addr.to_string());
-    let (publish, subscribe, manage) = (shown(addrs.publish), shown(addrs.subscribe), shown(addrs.manage));
+    let shown = |name| addrs.of(name).map_or_else(|| "-".to_owned(), |addr| addr.to_string());
+    let mut line = format!("ready pub={} sub={} man={}", shown("pub"), shown("sub"), shown("man"));
+    for (name, addr) in addrs.0.iter().filter(|(name, _)| name.ends_with("_tls")) {
+        line.extend([" ", name, "=", &addr.to_string()]);
+    }
     let mut stdout = io::stdout().lock();
-    writeln!(stdout, "ready pub={publish} sub={subscribe} man={manage}")?;
+    writeln!(stdout, "{line}")?;
     stdout.flush()
 }
 

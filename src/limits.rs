@@ -51,6 +51,10 @@ pub const WRITE_CHUNK_BYTES: usize = 64 * 1024;
 pub const REFUSED_BODY_BYTES_MAX: usize = 1024 * 1024;
 /// How long a refused body is read and dropped.
 pub const REFUSED_BODY_MS_MAX: u64 = 2_000;
+/// What may come before HTTP, a PROXY header and a TLS handshake together; over it the connection is closed.
+pub const PREFACE_MS_MAX: u64 = 5_000;
+/// TLS sessions kept for clients without tickets; a further one takes the place of another, which then cannot be resumed.
+pub const TLS_SESSIONS_MAX: usize = 4_096;
 
 /// Items a loop handles before it yields the core (glommio polls sockets only between tasks).
 pub const LOOP_ITEMS_MAX: usize = 256;

@@ -218,6 +218,24 @@ impl Socket {
         std::net::SocketAddr::try_from(peer).ok().map(|peer| peer.ip())
     }
 
+    /// Looks at what there is to read without taking it, once that is more than `seen` bytes. An error when no more can come.
+    pub fn poll_peek(&mut self, cx: &Context<'_>, buffer: &mut [u8], seen: usize) -> Poll<io::Result<usize>> {
+        if self.interest.readable.get() {
+            match net::recv(&*self.fd, buffer, RecvFlags::DONTWAIT | RecvFlags::PEEK) {
+                Ok((got, _)) if got > seen => return Poll::Ready(Ok(got)),
+                Ok((got, _)) if got == 0 || self.interest.ended.get() => {
+                    return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+                }
+                Ok(_) | Err(rustix::io::Errno::AGAIN) => {}
+                Err(error) => return Poll::Ready(Err(error.into())),
+            }
+            // Whatever comes next makes a new edge, although what was looked at is still there.
+            self.interest.readable.set(false);
+        }
+        self.interest.wake_when_changed(cx);
+        Poll::Pending
+    }
+
     /// A handle for [`shut`], which outlives no more than the socket's own life needs.
     pub fn handle(&self) -> Rc<OwnedFd> {
         Rc::clone(&self.fd)

@@ -40,7 +40,7 @@ fn main() {
 }
 
 fn arguments() -> (Options, Vec<(String, i32)>) {
-    let mut options = Options { brokers: 1, heap_mib: 768, quick_start: false };
+    let mut options = Options { brokers: 1, heap_mib: 768, quick_start: false, secured: false };
     let mut topics = Vec::new();
     let mut args = std::env::args().skip(1);
     while let Some(flag) = args.next() {

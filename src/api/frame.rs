@@ -16,14 +16,16 @@ use futures_channel::oneshot;
 use serde::{Deserialize, Serialize};
 
 use super::{
+    Arrival,
     call::{Answer, Call},
     reply::Problem,
     status::ShardStatus,
     top::Top,
 };
 use crate::{
-    config::resolve::{Config, Roles},
+    config::resolve::Config,
     mesh::{Mesh, ShardId},
+    proto::tls::Acceptor,
     store::{Acked, Delivery, FetchSpec, Grant, Offset, Outcome, Partition, Reset, TagFilter},
 };
 
@@ -196,7 +198,8 @@ pub enum Frame {
         socket: OwnedFd,
         /// What was read of it, from that request's first byte on.
         unread: Bytes,
-        roles: Roles,
+        /// As the core that accepted it found it.
+        arrival: Arrival,
     },
     Status {
         answer: oneshot::Sender<ShardStatus>,
@@ -211,6 +214,8 @@ pub enum Frame {
         answer: oneshot::Sender<u64>,
     },
     Reload(Arc<Config>),
+    /// New connections get these certificates from now on.
+    Certificates(Acceptor),
 }
 
 /// Messages read on another core, or through another gateway, with the duty to say what became of them.

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     metrics::export::{Sample, Scrape},
-    proto::{Head, Reply},
+    proto::{Head, Reply, tls},
 };
 
 /// Rows of the per-group lag series; more groups are added up under `other`.
@@ -111,7 +111,8 @@ async fn metrics(ctx: &Rc<Context>, stamp: &Stamp) -> Result<Reply, Problem> {
     samples.extend(skew_samples(ctx));
     let batches = gathered.into_iter().filter_map(|(id, status)| Some((id.0, status?.batches))).collect();
     let (shards, outcomes) = (ctx.all_metrics.to_vec(), super::outcome_labels());
-    let scrape = Scrape { shards, routes: Route::NAMES, outcomes, samples, batches };
+    let tls_failures = &tls::Failure::NAMES;
+    let scrape = Scrape { shards, routes: Route::NAMES, outcomes, tls_failures, samples, batches };
     let text = scrape.text().map_err(|error| Problem::new(&codes::INTERNAL, error.to_string()))?;
     Ok(Reply::new(200).field("X-Request-Id", &stamp.request_id).body("text/plain; version=0.0.4; charset=utf-8", text))
 }

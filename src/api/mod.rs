@@ -19,6 +19,7 @@ pub mod codes;
 pub mod context;
 pub mod elsewhere;
 pub mod format;
+pub mod forwarded;
 pub mod frame;
 pub mod groups;
 pub mod home;
@@ -68,6 +69,7 @@ use crate::{
     proto::{
         Head, Malformed, Method, Pieces, Reply,
         compress::{self, Coding, Inflated},
+        tls,
     },
 };
 
@@ -76,6 +78,7 @@ const SUCCESSES: [u16; 5] = [200, 201, 202, 204, 207];
 
 const _: () = assert!(SUCCESSES.len() + codes::TABLE.len() <= metrics::OUTCOMES_MAX);
 const _: () = assert!(Route::NAMES.len() <= metrics::ROUTES_MAX);
+const _: () = assert!(tls::Failure::NAMES.len() == metrics::TLS_FAILURES);
 
 /// The route table's rows; the discriminant is the row of the request matrix.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -216,6 +219,7 @@ fn route(ctx: &Rc<Context>, head: &Head<'_>, Arrival { roles, client }: Arrival)
                 if head.method == Method::Put {
                     return Bury::plan(ctx, head, reader, parts).map(|bury| Action::Call(Box::new(Call::Bury(bury))));
                 }
+                let client = forwarded::client(&ctx.config.borrow().balancers, head, client);
                 Subscribe::plan(ctx, head, reader, client, parts)
                     .map(|subscribe| Action::Subscribe(Box::new(subscribe)))
             };

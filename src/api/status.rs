@@ -105,6 +105,7 @@ pub async fn document(ctx: &Rc<Context>) -> Value {
         "gateway": config.gateway.id,
         "uptime_s": ctx.started.elapsed().as_secs(),
         "drain": format!("{:?}", ctx.drain_phase()).to_lowercase(),
+        "listeners": listeners_json(ctx),
         "store": format!("{:?}", config.store).to_lowercase(),
         "shards": shards,
         "silent_shards": silent,
@@ -116,6 +117,12 @@ pub async fn document(ctx: &Rc<Context>) -> Value {
         "offload": { "queued": ctx.offload.queued(), "refused_total": ctx.offload.refused_total() },
         "limits": limits_json(ctx),
     })
+}
+
+/// Where the gateway listens, by the names of its line `ready`.
+fn listeners_json(ctx: &Context) -> Value {
+    let bound = &ctx.config.borrow().gateway.bound;
+    Value::Object(bound.iter().map(|(name, addr)| ((*name).to_owned(), addr.to_string().into())).collect())
 }
 
 fn shard_json(ctx: &Context, shard: ShardId, status: Option<&ShardStatus>) -> Value {
@@ -227,6 +234,8 @@ fn limits_json(ctx: &Context) -> Value {
         "batch_bytes_max": config.subscribe.batch_bytes_max,
         "inflight_max_per_shard": config.publish.inflight_max,
         "connections_max_per_shard": config.http.connections_max,
+        "requests_max_per_connection": config.http.max_requests,
+        "connection_age_s_max": config.http.max_age.map(|age| age.as_secs()),
         "groups_max": config.subscribe.groups_max,
         "held_bytes_max_per_shard": config.subscribe.memory_bytes_max,
         "leases_max_per_partition": config.subscribe.leases_max,

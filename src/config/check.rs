@@ -70,16 +70,52 @@ const RELATIONS: &[Relation] = &[
     },
     Relation {
         path: "pub.addr",
-        with: &["sub.addr"],
+        with: &["sub.addr", "pub.tls_addr", "sub.tls_addr"],
         broken: |w| {
-            let none = w.text("pub.addr").is_empty() && w.text("sub.addr").is_empty();
+            let none =
+                ["pub.addr", "sub.addr", "pub.tls_addr", "sub.tls_addr"].iter().all(|path| w.text(path).is_empty());
             none.then(|| "an address here or for sub.addr: the gateway would serve nothing".to_owned())
+        },
+    },
+    Relation { path: "pub.tls_addr", with: BESIDE_TLS, broken: |w| cannot_speak_tls(w, "pub.tls_addr") },
+    Relation { path: "sub.tls_addr", with: BESIDE_TLS, broken: |w| cannot_speak_tls(w, "sub.tls_addr") },
+    Relation { path: "man.tls_addr", with: BESIDE_TLS, broken: |w| cannot_speak_tls(w, "man.tls_addr") },
+    Relation {
+        path: "kafka.sasl_username",
+        with: &["kafka.security_protocol"],
+        broken: |w| {
+            goes_with(w, "kafka.sasl_username", "sasl_plaintext` or `sasl_ssl", |p| p.starts_with("sasl"), true)
+        },
+    },
+    Relation {
+        path: "kafka.sasl_password",
+        with: &["kafka.security_protocol"],
+        broken: |w| {
+            goes_with(w, "kafka.sasl_password", "sasl_plaintext` or `sasl_ssl", |p| p.starts_with("sasl"), true)
+        },
+    },
+    Relation {
+        path: "kafka.tls_ca",
+        with: &["kafka.security_protocol"],
+        broken: |w| goes_with(w, "kafka.tls_ca", "ssl` or `sasl_ssl", |p| p.ends_with("ssl"), false),
+    },
+    Relation {
+        path: "kafka.tls_cert",
+        with: &["kafka.security_protocol", "kafka.tls_key"],
+        broken: |w| {
+            let alone = w.text("kafka.tls_cert").is_empty() != w.text("kafka.tls_key").is_empty();
+            goes_with(w, "kafka.tls_cert", "ssl` or `sasl_ssl", |p| p.ends_with("ssl"), false)
+                .or_else(|| alone.then(|| "kafka.tls_cert and kafka.tls_key together, or neither".to_owned()))
         },
     },
     Relation { path: "sub.addr", with: &["pub.addr"], broken: |w| overlaps(w, "sub.addr", "pub.addr") },
     Relation { path: "man.addr", with: &["pub.addr"], broken: |w| overlaps(w, "man.addr", "pub.addr") },
     Relation { path: "man.addr", with: &["sub.addr"], broken: |w| overlaps(w, "man.addr", "sub.addr") },
 ];
+
+/// Keys of addresses, cleartext first.
+const ADDRESSES: [&str; 6] = ["pub.addr", "sub.addr", "man.addr", "pub.tls_addr", "sub.tls_addr", "man.tls_addr"];
+const BESIDE_TLS: &[&str] = &["tls.certificates", "pub.addr", "sub.addr", "man.addr", "pub.tls_addr", "sub.tls_addr"];
 
 /// Every broken relation among keys that are not in `errors`.
 pub fn relations(written: &Written, errors: &[ConfigError]) -> Vec<ConfigError> {
@@ -117,4 +153,32 @@ fn overlaps(w: &Written, path: &str, other: &str) -> Option<String> {
     overlap.then(|| {
         format!("another port than {other}, which is `{b}` and overlaps, or exactly the same address to share it")
     })
+}
+
+/// An address for TLS has a certificate, and is no other listener's but one that speaks TLS.
+fn cannot_speak_tls(w: &Written, path: &str) -> Option<String> {
+    let address: SocketAddr = w.text(path).parse().ok()?;
+    if w.list("tls.certificates").is_empty() {
+        return Some("a certificate in tls.certificates, or no address here".to_owned());
+    }
+    // Each pair is looked at once.
+    let before = ADDRESSES.iter().take_while(|other| **other != path);
+    let mut clashes = before.map(|other| {
+        let is_cleartext = !other.ends_with("tls_addr");
+        let is_same = w.text(other).parse() == Ok(address) && address.port() != 0 && is_cleartext;
+        let clash = is_same.then(|| format!("another address than {other}, which speaks cleartext"));
+        clash.or_else(|| overlaps(w, path, other))
+    });
+    clashes.find(Option::is_some).flatten()
+}
+
+/// A text that goes with some security protocols: without them it would be passed over, and with them some are needed.
+fn goes_with(w: &Written, path: &str, protocols: &str, is_one: fn(&str) -> bool, is_needed: bool) -> Option<String> {
+    let (is_given, is_one) = (!w.text(path).is_empty(), is_one(w.text("kafka.security_protocol")));
+    let protocol = w.text("kafka.security_protocol");
+    match (is_given, is_one) {
+        (true, false) => Some(format!("nothing, or kafka.security_protocol to be `{protocols}`")),
+        (false, true) if is_needed => Some(format!("text, because kafka.security_protocol is `{protocol}`")),
+        _ => None,
+    }
 }

@@ -26,7 +26,17 @@ const OPTIONS_OF_OURS: &[&str] = &[
     "partitioner",
     "queue.buffering.max.ms",
     "request.required.acks",
+    "sasl.mechanism",
+    "sasl.mechanisms",
+    "sasl.password",
+    "sasl.username",
+    "security.protocol",
     "session.timeout.ms",
+    "ssl.ca.location",
+    "ssl.certificate.location",
+    "ssl.endpoint.identification.algorithm",
+    "ssl.key.location",
+    "ssl.key.password",
     "transactional.id",
 ];
 
@@ -46,6 +56,12 @@ pub fn is_host_port(text: &str) -> bool {
         None => !host.is_empty() && host.bytes().all(is_id_byte),
     };
     is_host && port.parse::<u16>().is_ok_and(|port| port > 0)
+}
+
+/// A file, or two with a colon between them.
+pub fn is_certificate(text: &str) -> bool {
+    let (certificate, key) = text.split_once(':').unwrap_or((text, text));
+    !certificate.is_empty() && !key.is_empty() && !key.contains(':')
 }
 
 pub fn is_peer_secret(text: &str) -> bool {
@@ -100,6 +116,7 @@ mod tests {
         assert!(!is_free_option("enable.idempotence=false"));
         assert!(!is_free_option(" acks =0"));
         assert!(!is_free_option("linger.ms=5"), "kafka.linger_us");
+        assert!(!is_free_option("sasl.password=x"), "kafka.sasl_password, which is not shown");
         assert!(!is_free_option("debug"));
     }
 }

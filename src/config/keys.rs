@@ -6,7 +6,7 @@
 use super::error::Problem;
 
 /// One configuration key.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Key {
     /// `section.key`.
     pub path: &'static str,
@@ -19,7 +19,7 @@ pub struct Key {
 }
 
 /// What a key accepts.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub enum Kind {
     Bool,
     Int {
@@ -37,7 +37,7 @@ pub enum Kind {
 }
 
 /// What a piece of text has to look like.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Form {
     /// Completes "expected ...".
     pub expected: &'static str,

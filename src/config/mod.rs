@@ -10,6 +10,7 @@
 //! that is known is obeyed or refused, never ignored. It sees `limits` and nothing else of the gateway.
 
 pub mod check;
+pub mod cidr;
 pub mod cpus;
 pub mod error;
 mod forms;
@@ -17,17 +18,20 @@ pub mod keys;
 pub mod model;
 pub mod render;
 pub mod resolve;
+pub mod security;
 pub mod table;
 
 #[cfg(test)]
 mod tests;
 
+pub use cidr::Cidr;
 pub use error::ConfigError;
 pub use model::{Sources, key_value};
 pub use resolve::{
     Config, DrainConfig, GatewayConfig, Host, HttpConfig, KafkaConfig, ListenerConfig, LogConfig, MemoryConfig,
     NullConfig, PublishConfig, Roles, ShardConfig, StoreKind, SubscribeConfig, TestConfig, TopicsConfig,
 };
+pub use security::{BalancersConfig, CertificateFiles, KafkaSecurityConfig, TlsConfig};
 
 use model::Written;
 

@@ -5,7 +5,12 @@
 
 use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
-use super::{check, cpus, error::ConfigError, model::Written};
+use super::{
+    check, cpus,
+    error::ConfigError,
+    model::Written,
+    security::{BalancersConfig, KafkaSecurityConfig, TlsConfig},
+};
 
 /// Which store answers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -21,6 +26,8 @@ pub struct Roles {
     pub publish: bool,
     pub subscribe: bool,
     pub manage: bool,
+    /// All of it over TLS, and in no other way.
+    pub tls: bool,
 }
 
 /// One address and what is served there. Two sections with the same address become one listener with both roles.
@@ -36,10 +43,11 @@ pub struct Config {
     pub shard: ShardConfig,
     /// Listeners every shard serves (`pub`, `sub`).
     pub data_listeners: Vec<ListenerConfig>,
-    /// The listener of the control thread (`man`), unless its address is a data listener's: then the shards serve it too.
-    /// `None` also when `man.addr` is empty.
-    pub man_listener: Option<ListenerConfig>,
+    /// Listeners of the control thread (`man`); an address that is a data listener's too is served by the shards.
+    pub man_listeners: Vec<ListenerConfig>,
+    pub tls: TlsConfig,
     pub http: HttpConfig,
+    pub balancers: BalancersConfig,
     pub publish: PublishConfig,
     pub subscribe: SubscribeConfig,
     pub store: StoreKind,
@@ -70,6 +78,8 @@ pub struct GatewayConfig {
     pub advertise: Option<String>,
     /// `gateway.peer_secret`; `None`: not set.
     pub peer_secret: Option<String>,
+    /// Where the listeners were bound, by the names of the line `ready`; nothing before that.
+    pub bound: Vec<(&'static str, SocketAddr)>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -104,6 +114,10 @@ pub struct HttpConfig {
     pub idle_timeout: Duration,
     /// `http.write_timeout_ms` (30 s): an answer the client does not take closes the connection.
     pub write_timeout: Duration,
+    /// `http.max_requests` (0): what one connection carries; none: any number.
+    pub max_requests: Option<u64>,
+    /// `http.max_age_s` (0): how long a connection is used; none: as long as its client likes.
+    pub max_age: Option<Duration>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -168,6 +182,7 @@ pub struct KafkaConfig {
     pub metadata_interval: Duration,
     /// `kafka.admin_timeout_ms`: metadata, create topic, watermarks (5,000).
     pub admin_timeout: Duration,
+    pub security: KafkaSecurityConfig,
     /// `kafka.options`: further librdkafka options, `name=value`, applied last to producers and consumers.
     pub options: Vec<(String, String)>,
 }
@@ -255,13 +270,15 @@ impl Host {
 impl Config {
     /// Gives written values, free of errors, their meaning on `host`.
     pub fn resolve(written: &Written, host: &Host) -> Result<Self, Vec<ConfigError>> {
-        let (data_listeners, man_listener) = listeners(written);
+        let (data_listeners, man_listeners) = listeners(written);
         Ok(Self {
             gateway: GatewayConfig::resolve(written, host),
             shard: ShardConfig::resolve(written, host).map_err(|error| vec![error])?,
             data_listeners,
-            man_listener,
+            man_listeners,
+            tls: TlsConfig::resolve(written),
             http: HttpConfig::resolve(written),
+            balancers: BalancersConfig::resolve(written),
             publish: PublishConfig::resolve(written),
             subscribe: SubscribeConfig::resolve(written),
             store: match written.text("store.kind") {
@@ -304,7 +321,8 @@ impl GatewayConfig {
             id => id.to_owned(),
         };
         let given = |path| Some(written.text(path)).filter(|text| !text.is_empty()).map(str::to_owned);
-        Self { id, advertise: given("gateway.advertise"), peer_secret: given("gateway.peer_secret") }
+        let (advertise, peer_secret) = (given("gateway.advertise"), given("gateway.peer_secret"));
+        Self { id, advertise, peer_secret, bound: Vec::new() }
     }
 
     /// Fills in where the sub role was bound, unless the operator said where it is reached. An address that means every address of
@@ -318,12 +336,13 @@ impl GatewayConfig {
 
 impl fmt::Debug for GatewayConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { id, advertise, peer_secret } = self;
+        let Self { id, advertise, peer_secret, bound } = self;
         let peer_secret = peer_secret.as_ref().map(|_| "***");
         f.debug_struct("GatewayConfig")
             .field("id", id)
             .field("advertise", advertise)
             .field("peer_secret", &peer_secret)
+            .field("bound", bound)
             .finish()
     }
 }
@@ -361,6 +380,8 @@ impl HttpConfig {
             body_timeout: millis(written, "http.body_timeout_ms"),
             idle_timeout: millis(written, "http.idle_timeout_ms"),
             write_timeout: millis(written, "http.write_timeout_ms"),
+            max_requests: Some(written.int("http.max_requests")).filter(|max| *max > 0),
+            max_age: Some(Duration::from_secs(written.int("http.max_age_s"))).filter(|max| !max.is_zero()),
         }
     }
 }
@@ -408,6 +429,7 @@ impl KafkaConfig {
             session_timeout: millis(written, "kafka.session_timeout_ms"),
             metadata_interval: Duration::from_secs(written.int("kafka.metadata_interval_s")),
             admin_timeout: millis(written, "kafka.admin_timeout_ms"),
+            security: KafkaSecurityConfig::resolve(written),
             options: written.list("kafka.options").iter().map(|text| pair(text)).collect(),
         }
     }
@@ -425,30 +447,30 @@ impl TopicsConfig {
     }
 }
 
-/// Merges roles with the same address into one listener; port 0 means another port each time and is never merged.
-fn listeners(written: &Written) -> (Vec<ListenerConfig>, Option<ListenerConfig>) {
-    let addr = |path: &str| written.text(path).parse::<SocketAddr>().ok();
-    let mut data: Vec<ListenerConfig> = Vec::new();
-    let data_roles = [
-        ("pub.addr", Roles { publish: true, ..Roles::default() }),
-        ("sub.addr", Roles { subscribe: true, ..Roles::default() }),
-    ];
-    for (path, roles) in data_roles {
-        let Some(addr) = addr(path) else { continue };
+/// Merges roles with the same address into one listener; port 0 means another port each time and is never merged. Those of the data
+/// plane, and those of the control thread alone.
+fn listeners(written: &Written) -> (Vec<ListenerConfig>, Vec<ListenerConfig>) {
+    let publish = Roles { publish: true, ..Roles::default() };
+    let subscribe = Roles { subscribe: true, ..Roles::default() };
+    let manage = Roles { manage: true, ..Roles::default() };
+    let (mut data, mut man): (Vec<ListenerConfig>, Vec<ListenerConfig>) = Default::default();
+    let over_tls = |roles| Roles { tls: true, ..roles };
+    for (path, roles) in [
+        ("pub.addr", publish),
+        ("sub.addr", subscribe),
+        ("pub.tls_addr", over_tls(publish)),
+        ("sub.tls_addr", over_tls(subscribe)),
+        ("man.addr", manage),
+        ("man.tls_addr", over_tls(manage)),
+    ] {
+        let Ok(addr) = written.text(path).parse::<SocketAddr>() else { continue };
         match data.iter_mut().find(|listener| listener.addr == addr && addr.port() != 0) {
             Some(shared) => shared.roles = shared.roles.and(roles),
+            None if roles.manage => man.push(ListenerConfig { addr, roles }),
             None => data.push(ListenerConfig { addr, roles }),
         }
     }
-    let manage = Roles { manage: true, ..Roles::default() };
-    let Some(addr) = addr("man.addr") else { return (data, None) };
-    match data.iter_mut().find(|listener| listener.addr == addr && addr.port() != 0) {
-        Some(shared) => {
-            shared.roles = shared.roles.and(manage);
-            (data, None)
-        }
-        None => (data, Some(ListenerConfig { addr, roles: manage })),
-    }
+    (data, man)
 }
 
 // === impl Roles ===
@@ -460,6 +482,7 @@ impl Roles {
             publish: self.publish || other.publish,
             subscribe: self.subscribe || other.subscribe,
             manage: self.manage || other.manage,
+            tls: self.tls || other.tls,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::{io::Write as _, path::PathBuf, time::Duration};
 use super::{
     error::{Origin, Problem},
     keys::{Kind, Preset},
-    table::{KEYS, SHORT_FLAGS, find},
+    table::{KEYS, SHORT_FLAGS},
     *,
 };
 
@@ -66,7 +66,7 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(config.drain, DrainConfig { notice: Duration::from_secs(5), timeout: Duration::from_secs(20) });
     assert_eq!((config.shard.count, config.shard.cpus.as_slice()), (4, [0, 1, 2, 3].as_slice()));
     assert_eq!(config.gateway.id, "h-7");
-    assert_eq!(config.man_listener.map(|man| man.addr.to_string()).as_deref(), Some("127.0.0.1:9193"));
+    assert_eq!(config.man_listeners.first().map(|man| man.addr.to_string()).as_deref(), Some("127.0.0.1:9193"));
     let ports: Vec<u16> = config.data_listeners.iter().map(|listener| listener.addr.port()).collect();
     assert_eq!(ports, [9191, 9192]);
     assert!(config.topics.auto_create, "the embedded store makes topics");
@@ -220,21 +220,33 @@ fn where_others_find_the_sub_role() {
 
 #[test]
 fn listeners_with_the_same_address_are_one() {
-    let roles = |publish, subscribe, manage| Roles { publish, subscribe, manage };
+    let roles = |publish, subscribe, manage| Roles { publish, subscribe, manage, tls: false };
     let one = memory(&[("pub", "127.0.0.1:80"), ("sub", "127.0.0.1:80"), ("man", "127.0.0.1:80")]);
     assert_eq!(
         one.data_listeners,
         [ListenerConfig { addr: ([127, 0, 0, 1], 80).into(), roles: roles(true, true, true) }]
     );
-    assert_eq!(one.man_listener, None);
+    assert!(one.man_listeners.is_empty());
 
     let free = memory(&[("pub", "127.0.0.1:0"), ("sub", "127.0.0.1:0"), ("man", "127.0.0.1:0")]);
     let found: Vec<Roles> =
-        free.data_listeners.iter().chain(&free.man_listener).map(|listener| listener.roles).collect();
+        free.data_listeners.iter().chain(&free.man_listeners).map(|listener| listener.roles).collect();
     assert_eq!(found, [roles(true, false, false), roles(false, true, false), roles(false, false, true)]);
 
     let only_pub = memory(&[("sub", ""), ("man", "")]);
-    assert_eq!((only_pub.data_listeners.len(), only_pub.man_listener), (1, None));
+    assert_eq!((only_pub.data_listeners.len(), only_pub.man_listeners.len()), (1, 0));
+
+    let tls =
+        &[("pub.tls_addr", "127.0.0.1:443"), ("sub.tls_addr", "127.0.0.1:443"), ("man.tls_addr", "127.0.0.1:444")];
+    let both = memory(&[&tls[..], &[("sub", ""), ("tls.certificates", "both.pem,a.pem:a.key")]].concat());
+    let found: Vec<_> = both.data_listeners.iter().map(|l| (l.addr.port(), l.roles)).collect();
+    assert_eq!(found, [(9191, roles(true, false, false)), (443, Roles { tls: true, ..roles(true, true, false) })]);
+    assert_eq!(
+        both.man_listeners.iter().map(|l| (l.addr.port(), l.roles.tls)).collect::<Vec<_>>(),
+        [(9193, false), (444, true)]
+    );
+    let files: Vec<_> = both.tls.certificates.iter().map(|pair| (pair.chain.to_str(), pair.key.to_str())).collect();
+    assert_eq!(files, [(Some("both.pem"), Some("both.pem")), (Some("a.pem"), Some("a.key"))]);
 }
 
 #[test]
@@ -274,13 +286,28 @@ fn another_value(path: &str, kind: &Kind, default: Preset) -> String {
         }
         (Kind::List(_), _) if path == "kafka.options" => "socket.nagle.disable=true".to_owned(),
         (Kind::List(_), _) if path == "topics.compression" => "app1.*=zstd".to_owned(),
+        (Kind::List(_), _) if path.ends_with("_from") => "10.0.0.0/8".to_owned(),
         (Kind::List(_), _) => "broker:9092".to_owned(),
-        (Kind::Text(_), _) if find(path).is_some_and(|key| key.name() == "addr") => "127.0.0.2:1".to_owned(),
+        (Kind::Text(_), _) if path.ends_with("addr") => "127.0.0.2:1".to_owned(),
         (Kind::Text(_), _) if path == "shard.cpus" => "2".to_owned(),
         (Kind::Text(_), _) if path == "gateway.advertise" => "gateway:1".to_owned(),
         (Kind::Secret(_), _) => "0123456789abcdef".to_owned(),
         (Kind::Text(_), _) => "debug".to_owned(),
         (kind, default) => unreachable!("{path}: a default {default:?} for {kind:?}"),
+    }
+}
+
+/// What a key does not stand without.
+fn beside(path: &str) -> &'static [(&'static str, &'static str)] {
+    const USER: &[(&str, &str)] =
+        &[("kafka.security_protocol", "sasl_ssl"), ("kafka.sasl_username", "u"), ("kafka.sasl_password", "p")];
+    const OWN: &[(&str, &str)] =
+        &[("kafka.security_protocol", "ssl"), ("kafka.tls_cert", "own.pem"), ("kafka.tls_key", "own.key")];
+    match path {
+        _ if path.ends_with("tls_addr") => &[("tls.certificates", "a.pem")],
+        _ if path.starts_with("kafka.sasl_") => USER,
+        _ if path.starts_with("kafka.tls_") => OWN,
+        _ => &[],
     }
 }
 
@@ -293,10 +320,10 @@ fn every_key_that_is_built_changes_the_configuration() {
         ("pub.message_bytes_max", "1000"),
         ("drain.timeout_s", "30"),
     ];
-    let before = resolve(&flags(&base)).expect("the base is valid");
     for key in KEYS.iter().filter(|key| !matches!(key.kind, Kind::NotBuilt)) {
         let value = another_value(key.path, &key.kind, key.default);
-        let mut sources = flags(&base);
+        let mut sources = flags(&[&base[..], beside(key.path)].concat());
+        let before = resolve(&sources).expect("the base is valid");
         sources.flags.extend(pairs(&[(key.path, &value)]));
         let after = resolve(&sources).unwrap_or_else(|errors| panic!("{}={value}: {errors:?}", key.path));
         assert!(before != after, "{}={value} changes nothing", key.path);
@@ -345,4 +372,17 @@ fn origins_are_kept() {
     assert!(errors.is_empty());
     assert_eq!(written.setting("pub.addr").origin, Origin::CommandLine);
     assert_eq!(written.setting("sub.addr").origin, Origin::Default);
+}
+
+#[test]
+fn what_secures_kafka_is_whole_or_refused() {
+    let said = |list: &[(&str, &str)]| errors(&flags(&[&[("brokers", "b:1")][..], list].concat())).join("\n");
+    let without = said(&[("kafka.sasl_password", "sesame")]);
+    assert!(without.contains("kafka.sasl_password = \"***\" (command line): expected nothing, or"), "{without}");
+    let half = said(&[("kafka.security_protocol", "sasl_ssl")]);
+    assert!(half.contains("kafka.sasl_username") && half.contains("kafka.sasl_password"), "{half}");
+    let alone = said(&[("kafka.security_protocol", "ssl"), ("kafka.tls_key", "own.key")]);
+    assert!(alone.contains("kafka.tls_cert and kafka.tls_key together"), "{alone}");
+    let shown = format!("{:?}", resolve(&flags(&[&[("brokers", "b:1")][..], beside("kafka.sasl_password")].concat())));
+    assert!(shown.contains("sasl_username: \"u\"") && !shown.contains("\"p\""), "{shown}");
 }

@@ -61,7 +61,7 @@ pub fn run(config: &Config) -> u8 {
         clock(SystemTime::now(), host::is_clock_synchronised()),
     ];
     let local_ports = local_ports();
-    for listener in config.data_listeners.iter().chain(&config.man_listener) {
+    for listener in config.data_listeners.iter().chain(&config.man_listeners) {
         findings.push(listener_free(listener, bind_once(listener.addr), local_ports));
     }
     if config.store == StoreKind::Kafka {

@@ -3,6 +3,7 @@
 //! It meets the data cores only in the mesh. The management listener runs on an executor of its own thread, so it answers while
 //! every data core is saturated.
 
+mod certificates;
 pub mod doctor;
 pub mod host;
 pub mod kicker;

@@ -21,7 +21,7 @@ use futures_channel::oneshot;
 use futures_lite::AsyncReadExt;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use super::log::Log;
+use super::{certificates, log::Log};
 use crate::{
     api::{
         context::{Context, Recent},
@@ -31,7 +31,11 @@ use crate::{
     config::{Host, Roles, Settings, Sources},
     mesh::{Kick, ShardId},
     metrics::Cells,
-    proto::{date, watch::Every},
+    proto::{
+        date,
+        tls::{Acceptor, Keeper},
+        watch::Every,
+    },
     readiness::Socket,
     server::{Connections, SWEEP_MS, listener::Listener},
     within::within,
@@ -54,7 +58,9 @@ const FINISH_WITHIN: Duration = Duration::from_secs(4);
 #[derive(Debug)]
 pub struct Control {
     pub ctx: Rc<Context>,
-    pub man: Option<(socket2::Socket, Roles)>,
+    pub man: Vec<(socket2::Socket, Roles)>,
+    /// None without `tls.certificates`.
+    pub tls: Option<(Keeper, Acceptor)>,
     pub kick: Arc<Kick>,
     pub signals: Signals,
     pub log: Log,
@@ -83,9 +89,13 @@ impl Signals {
 
 /// Runs until the drain has ended.
 pub async fn run(control: Control) -> io::Result<()> {
-    let Control { ctx, man, kick, signals, log, sources, settings } = control;
+    let Control { ctx, man, tls, kick, signals, log, sources, settings } = control;
     let connections = Rc::new(Connections::default());
-    if let Some((socket, roles)) = man {
+    if let Some((keeper, acceptor)) = tls {
+        connections.tls.replace(Some(acceptor));
+        glommio::spawn_local(certificates::watch(Rc::clone(&ctx), Rc::clone(&connections), keeper)).detach();
+    }
+    for (socket, roles) in man {
         let listener = Listener::new(socket, roles, Rc::clone(&ctx), Rc::clone(&connections))?;
         glommio::spawn_local(listener.run()).detach();
     }
@@ -274,6 +284,7 @@ fn apply(ctx: &Context, log: &Log, settings: &Settings) {
     let Ok(mut config) = settings.resolve(&Host::this()) else { return };
     // Known since the listeners were bound.
     config.gateway.advertise.clone_from(&ctx.config().gateway.advertise);
+    config.gateway.bound.clone_from(&ctx.config().gateway.bound);
     log.set_level(&config.log.level);
     ctx.config.replace(Rc::new(config.clone()));
     let config = Arc::new(config);

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use crate::{
-    config::{GatewayConfig, resolve::Config},
+    config::{GatewayConfig, KafkaSecurityConfig, resolve::Config},
     store::Ack,
 };
 
@@ -168,6 +168,7 @@ fn member_name(gateway: &GatewayConfig) -> String {
 
 fn common(options: &mut Builder, config: &Config) {
     options.set("bootstrap.servers", &config.kafka.brokers);
+    secure(options, &config.kafka.security);
     // Existence is the gateway's own decision.
     options.set("allow.auto.create.topics", "false");
     // Batching is the linger's business.
@@ -179,6 +180,31 @@ fn common(options: &mut Builder, config: &Config) {
     options.set("statistics.interval.ms", 0).set("enable.metrics.push", "false");
     // Logs come by the queue the core reads, not from librdkafka's threads.
     options.set("log.queue", "true").set("log.connection.close", "false");
+}
+
+/// How the brokers are reached. What does not concern the protocol is left out: librdkafka refuses or reads it all the same.
+fn secure(options: &mut Builder, security: &KafkaSecurityConfig) {
+    options.set("security.protocol", &security.protocol);
+    if security.uses_sasl() {
+        options.set("sasl.mechanisms", &security.sasl_mechanism);
+        options.set("sasl.username", &security.sasl_username).set("sasl.password", &security.sasl_password);
+    }
+    if security.uses_tls() {
+        // `https` is librdkafka's word for: the certificate is for the host that was asked for.
+        let verify = if security.tls_verify_host { "https" } else { "none" };
+        options.set("ssl.endpoint.identification.algorithm", verify).set("enable.ssl.certificate.verification", "true");
+        let files = [
+            ("ssl.ca.location", &security.tls_ca),
+            ("ssl.certificate.location", &security.tls_cert),
+            ("ssl.key.location", &security.tls_key),
+            ("ssl.key.password", &security.tls_key_password),
+        ];
+        for (name, value) in files {
+            if let Some(value) = value {
+                options.set(name, value);
+            }
+        }
+    }
 }
 
 /// How long librdkafka may hold a record of a publish with this deadline.
@@ -218,7 +244,8 @@ mod tests {
 
     #[test]
     fn a_member_says_where_its_gateway_is() {
-        let mut gateway = GatewayConfig { id: "gw-1".to_owned(), advertise: None, peer_secret: None };
+        let mut gateway =
+            GatewayConfig { id: "gw-1".to_owned(), advertise: None, peer_secret: None, bound: Vec::new() };
         assert_eq!(member_name(&gateway), "kateway-gw-1");
         gateway.advertise = Some("10.0.0.1:9192".to_owned());
         assert_eq!(member_name(&gateway), "kateway-gw-1@10.0.0.1:9192");

@@ -33,6 +33,8 @@ pub struct Scrape {
     pub routes: &'static [&'static str],
     /// Codes as label values, in the order of the matrix's columns.
     pub outcomes: Vec<String>,
+    /// Kinds of failed TLS handshakes, in the order of their counters.
+    pub tls_failures: &'static [&'static str],
     pub samples: Vec<Sample>,
     /// By core: records that went to the broker together.
     pub batches: Vec<(usize, SizesSnapshot)>,
@@ -154,6 +156,17 @@ impl Scrape {
         family
     }
 
+    fn tls_failures(&self) -> proto::MetricFamily {
+        let help = "TLS handshakes that failed, by kind.";
+        let mut family = family("kateway_tls_handshake_failures_total", help, "counter");
+        for (n, kind) in self.tls_failures.iter().enumerate() {
+            let counters = self.shards.iter().filter_map(|shard| shard.tls_failures.get(n));
+            let total: u64 = counters.map(super::Counter::get).sum();
+            family.mut_metric().push(metric("counter", float(total), vec![label("kind", kind)]));
+        }
+        family
+    }
+
     /// One histogram over all cores.
     fn histogram(&self, name: &str, help: &str, pick: impl Fn(&ShardMetrics) -> &Histogram) -> proto::MetricFamily {
         let mut snapshot = HistogramSnapshot::default();
@@ -222,6 +235,7 @@ impl Collector for Scrape {
     fn collect(&self) -> Vec<proto::MetricFamily> {
         let mut families = self.cells();
         families.push(self.requests());
+        families.push(self.tls_failures());
         families.push(self.histogram(
             "kateway_pub_duration_seconds",
             "Publish, first byte of the head until the answer is made.",

@@ -19,6 +19,8 @@ pub use hitters::{Hits, Hitters};
 /// Upper bounds of the request matrix; the API asserts that its tables fit.
 pub const ROUTES_MAX: usize = 32;
 pub const OUTCOMES_MAX: usize = 64;
+/// Kinds of failed TLS handshakes, likewise.
+pub const TLS_FAILURES: usize = 8;
 
 /// A cell with one writer.
 #[derive(Debug, Default)]
@@ -70,6 +72,12 @@ cells! {
     connections_steered: "counter" "kateway_connections_steered_total",
     /// Connections closed because a client let a deadline pass.
     connections_expired: "counter" "kateway_connections_expired_total",
+    /// TLS handshakes that were completed.
+    tls_handshakes: "counter" "kateway_tls_handshakes_total",
+    /// Of these, handshakes that resumed a session.
+    tls_resumed: "counter" "kateway_tls_resumed_total",
+    /// Connections of load balancers closed because their PROXY header was missing, malformed or late.
+    proxy_headers_failed: "counter" "kateway_proxy_header_failures_total",
     /// Requests whose bytes were not HTTP as it must be.
     malformed: "counter" "kateway_requests_malformed_total",
     /// Publishes in flight now.
@@ -135,6 +143,8 @@ pub struct ShardMetrics {
     /// Times the kicker found the core stalled.
     pub stalls: CachePadded<Counter>,
     requests: Box<[[Counter; OUTCOMES_MAX]; ROUTES_MAX]>,
+    /// TLS handshakes that failed, by kind.
+    pub tls_failures: [Counter; TLS_FAILURES],
     /// From the first byte of the head until the answer is being made, publish.
     pub pub_duration: Histogram,
     /// The same, subscribe (waiting included).
@@ -175,6 +185,7 @@ impl Default for ShardMetrics {
             cells: CachePadded::default(),
             stalls: CachePadded::default(),
             requests: Box::new(std::array::from_fn(|_| std::array::from_fn(|_| Counter::default()))),
+            tls_failures: Default::default(),
             pub_duration: Histogram::default(),
             sub_duration: Histogram::default(),
             pub_stages: Stages::default(),

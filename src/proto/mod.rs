@@ -11,8 +11,10 @@ pub mod h1;
 pub mod h2;
 pub mod head;
 pub mod pieces;
+pub mod proxy_protocol;
 pub mod reply;
 pub mod stream;
+pub mod tls;
 pub mod watch;
 
 pub use head::{Head, Malformed, Method, Version};

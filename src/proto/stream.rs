@@ -45,6 +45,16 @@ impl Stream {
     }
 }
 
+impl Stream {
+    /// Over TLS, says that nothing more comes (close_notify); what the socket does not take at once is not waited for.
+    pub fn say_close(&mut self) {
+        if let Self::Tls(tls) = self {
+            // It fails when the client is gone already.
+            let _ = Pin::new(tls).poll_close(&mut Context::from_waker(std::task::Waker::noop()));
+        }
+    }
+}
+
 impl AsyncRead for Stream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {

@@ -14,6 +14,8 @@ use std::{
 /// What the connection waits for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Phase {
+    /// What comes before HTTP: a PROXY header, a TLS handshake.
+    Preface,
     /// The next request; nothing of it has come.
     Idle,
     /// The rest of a head.
@@ -83,14 +85,20 @@ pub struct Watch {
     deadline_ms: Cell<u64>,
     expired: Cell<bool>,
     opened_ms: u64,
+    /// Requests answered, or being answered.
+    requests: Cell<u64>,
+    /// Between 0 and 255: connections that were opened together do not grow old together.
+    spread: u8,
     /// No further request is wanted; whoever waits for one looks once more and ends.
     closing: Cell<bool>,
     reader: RefCell<Option<Waker>>,
 }
 
 impl Watch {
-    pub fn new(socket: Rc<OwnedFd>, clock: Clock) -> Self {
+    pub fn new(socket: Rc<OwnedFd>, clock: Clock, spread: u8) -> Self {
         Self {
+            requests: Cell::new(0),
+            spread,
             opened_ms: clock.now_ms(),
             closing: Cell::new(false),
             reader: RefCell::default(),
@@ -128,6 +136,20 @@ impl Watch {
         self.clock.now_ms().saturating_sub(self.opened_ms)
     }
 
+    /// Counts a request; true when it is the last one that the connection is to carry. `None`: no bound.
+    pub fn count_request(&self, requests_max: Option<u64>, age_max: Option<Duration>) -> bool {
+        let requests = self.requests.get() + 1;
+        self.requests.set(requests);
+        requests_max.is_some_and(|max| requests >= max) || self.time_left(age_max).is_some_and(|left| left.is_zero())
+    }
+
+    /// How long the connection may still be used: its age is at most `age_max`, and at least three quarters of it.
+    pub fn time_left(&self, age_max: Option<Duration>) -> Option<Duration> {
+        let age_max = age_max?;
+        let own = age_max.saturating_sub(age_max / 4 * u32::from(self.spread) / 255);
+        Some(own.saturating_sub(Duration::from_millis(self.age_ms())))
+    }
+
     /// Ends the wait for a next request.
     pub fn close_when_idle(&self) {
         self.closing.set(true);
@@ -148,5 +170,26 @@ impl Watch {
 
     pub fn is_expired(&self) -> bool {
         self.expired.get()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn watch(spread: u8) -> Watch {
+        let socket = std::os::unix::net::UnixStream::pair().expect("a pair").0;
+        Watch::new(Rc::new(socket.into()), Clock::default(), spread)
+    }
+
+    #[test]
+    fn a_connection_has_its_requests_and_its_time() {
+        let fresh = watch(0);
+        assert!(!fresh.count_request(None, None) && !fresh.count_request(Some(3), None));
+        assert!(fresh.count_request(Some(3), None) && fresh.count_request(Some(3), None), "the third, and later ones");
+        let age_max = Some(Duration::from_secs(40));
+        assert_eq!(fresh.time_left(age_max), age_max);
+        assert_eq!(watch(255).time_left(age_max), Some(Duration::from_secs(30)));
+        assert!(!fresh.count_request(None, age_max) && fresh.count_request(None, Some(Duration::ZERO)));
     }
 }

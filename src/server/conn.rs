@@ -19,7 +19,7 @@ use std::{
 use bytes::Bytes;
 use futures_lite::FutureExt;
 
-use super::{Connections, Listed};
+use super::{Connections, Listed, life::Life};
 use crate::{
     api::{
         self, Arrival, Planned,
@@ -54,10 +54,10 @@ const UNREADABLE: Pending = Pending {
 };
 
 /// Counts a connection while it is open.
-struct Open<'a>(&'a Context);
+pub(super) struct Open<'a>(&'a Context);
 
 impl<'a> Open<'a> {
-    fn new(ctx: &'a Context) -> Self {
+    pub fn new(ctx: &'a Context) -> Self {
         ctx.metrics.cells.connections.add(1);
         Self(ctx)
     }
@@ -69,21 +69,46 @@ impl Drop for Open<'_> {
     }
 }
 
+/// A connection whose next byte is HTTP's.
+pub(super) struct Entered<'a> {
+    pub open: Open<'a>,
+    pub listed: Listed,
+    pub stream: Stream,
+    pub arrival: Arrival,
+    /// Where TLS has settled it.
+    pub is_h2: Option<bool>,
+}
+
+/// Serves a plain connection until it ends.
+pub fn serve<'a>(
+    ctx: &'a Rc<Context>,
+    connections: &'a Rc<Connections>,
+    socket: Socket,
+    roles: Roles,
+) -> impl Future<Output = ()> + 'a {
+    let (open, listed) = (Open::new(ctx), connections.list(&socket));
+    let arrival = Arrival { roles, client: socket.peer_ip() };
+    serve_entered(ctx, connections, Entered { open, listed, stream: Stream::Plain(socket), arrival, is_h2: None })
+}
+
 /// Serves a connection until it ends.
-pub async fn serve(ctx: &Rc<Context>, connections: &Rc<Connections>, stream: Stream, roles: Roles) {
-    let open = Open::new(ctx);
+pub(super) async fn serve_entered(ctx: &Rc<Context>, connections: &Rc<Connections>, entered: Entered<'_>) {
+    let Entered { open, listed, stream, arrival, is_h2 } = entered;
     let config = Rc::new(ctx.config.borrow().http.clone());
     let steers = stream.is_plain() && ctx.config.borrow().subscribe.steer;
-    let listed = connections.list(stream.socket());
-    let arrival = Arrival { roles, client: stream.socket().peer_ip() };
     let mut h1 = H1::new(stream, Rc::clone(&listed.watch), Rc::clone(&config));
-    match h1.is_h2().await {
+    let is_h2 = match is_h2 {
+        Some(is_h2) => Ok(is_h2),
+        None => h1.is_h2().await,
+    };
+    match is_h2 {
         Ok(true) => {
             let (stream, unread) = h1.into_parts();
-            let service = H2Service { ctx: Rc::clone(ctx), arrival };
+            let life = Life::new(&listed.watch, &config);
+            let service = H2Service { ctx: Rc::clone(ctx), arrival, life: Rc::clone(&life) };
             let draining = {
                 let ctx = Rc::clone(ctx);
-                async move { ctx.draining().await }
+                async move { futures_lite::future::or(ctx.draining(), life.over()).await }
             };
             let metrics = Arc::clone(&ctx.metrics);
             let start = h2::Start { stream, unread, watch: Rc::clone(&listed.watch), config, metrics };
@@ -93,7 +118,7 @@ pub async fn serve(ctx: &Rc<Context>, connections: &Rc<Connections>, stream: Str
             if let Some((home, h1)) = serve_h1(ctx, h1, arrival, steers).await {
                 let (stream, unread) = h1.into_parts();
                 drop::<Listed>(listed);
-                hand_over(ctx, connections, open, Moved { home, stream, unread, roles });
+                hand_over(ctx, connections, open, Moved { home, stream, unread, arrival });
             }
         }
         Err(_) => {}
@@ -105,7 +130,7 @@ struct Moved {
     home: ShardId,
     stream: Stream,
     unread: Bytes,
-    roles: Roles,
+    arrival: Arrival,
 }
 
 /// Whether a connection may move to `home`: it has room, and does not look stuck. Else its reads go over the mesh, which has an answer
@@ -121,20 +146,20 @@ fn takes_connections(ctx: &Context, home: ShardId) -> bool {
 /// Gives the connection to its core; one whose inbox is full leaves it here, in a task of its own: the task of every connection would
 /// else have room for two.
 fn hand_over(ctx: &Rc<Context>, connections: &Rc<Connections>, open: Open<'_>, moved: Moved) {
-    let Moved { home, stream, unread, roles } = moved;
+    let Moved { home, stream, unread, arrival } = moved;
     let Some(socket) = stream.into_plain() else { return };
     let socket = match socket.release() {
         Ok(socket) => socket,
         Err(error) => return tracing::warn!(%error, "a connection could not be moved, and is closed"),
     };
-    let sent = ctx.mesh.send(home, Frame::Connection { socket, unread, roles });
+    let sent = ctx.mesh.send(home, Frame::Connection { socket, unread, arrival });
     // From here on it is counted where it is.
     drop(open);
     match sent {
         Ok(()) => ctx.metrics.cells.connections_steered.add(1),
-        Err(Frame::Connection { socket, unread, roles }) => {
+        Err(Frame::Connection { socket, unread, arrival }) => {
             let connections = Rc::clone(connections);
-            spawn(ctx, move |ctx| async move { serve_moved(&ctx, &connections, socket, &unread, roles).await });
+            spawn(ctx, move |ctx| async move { serve_moved(&ctx, &connections, socket, &unread, arrival).await });
         }
         Err(_) => {}
     }
@@ -159,29 +184,28 @@ pub async fn serve_moved(
     connections: &Rc<Connections>,
     socket: OwnedFd,
     unread: &[u8],
-    roles: Roles,
+    arrival: Arrival,
 ) {
     let _open = Open::new(ctx);
-    let stream = match Socket::adopt(socket) {
-        Ok(socket) => Stream::Plain(socket),
+    let socket = match Socket::adopt(socket) {
+        Ok(socket) => socket,
         Err(error) => return tracing::warn!(%error, "a connection of another core cannot be watched"),
     };
     if connections.len() >= ctx.config.borrow().http.connections_max {
         ctx.metrics.cells.connections_refused.add(1);
-        return refuse(ctx, connections, stream).await;
+        return refuse(ctx, connections, socket).await;
     }
     let config = Rc::new(ctx.config.borrow().http.clone());
-    let listed = connections.list(stream.socket());
-    let arrival = Arrival { roles, client: stream.socket().peer_ip() };
-    let h1 = H1::resume(stream, unread, Rc::clone(&listed.watch), config);
+    let listed = connections.list(&socket);
+    let h1 = H1::resume(Stream::Plain(socket), unread, Rc::clone(&listed.watch), config);
     serve_h1(ctx, h1, arrival, false).await;
 }
 
 /// Answers 503 and closes: the core has as many connections as it takes.
-pub async fn refuse(ctx: &Rc<Context>, connections: &Rc<Connections>, stream: Stream) {
+pub async fn refuse(ctx: &Rc<Context>, connections: &Rc<Connections>, socket: Socket) {
     let config = Rc::new(ctx.config.borrow().http.clone());
-    let listed = connections.list(stream.socket());
-    let mut h1 = H1::new(stream, Rc::clone(&listed.watch), config);
+    let listed = connections.list(&socket);
+    let mut h1 = H1::new(Stream::Plain(socket), Rc::clone(&listed.watch), config);
     if h1.answer(api::too_many_connections(ctx), &UNREADABLE, true).await.is_ok() {
         h1.close().await;
     }
@@ -198,7 +222,10 @@ async fn serve_h1(
         let next = h1.next(|head, began| api::plan(ctx, head, arrival, began)).await;
         let (planned, mut pending) = match next {
             Ok(Some(next)) => next,
-            Ok(None) => return None,
+            Ok(None) => {
+                h1.say_close();
+                return None;
+            }
             Err(cause) => {
                 answer_malformed(ctx, h1, cause).await;
                 return None;
@@ -274,7 +301,8 @@ async fn answer(
 ) -> Option<H1<Stream>> {
     // HTTP/1.0 has no chunks: only the end of the connection ends a body of unknown length.
     let endless = pending.version == Version::Http10 && matches!(reply.body, crate::proto::Body::Source(_));
-    let close = must_close || reply.close || !pending.keep_alive || endless;
+    let is_last = h1.is_last();
+    let close = must_close || reply.close || !pending.keep_alive || endless || is_last;
     let timed_from = reply.timed_from;
     if h1.answer(reply, pending, close).await.is_err() {
         return None;
@@ -318,12 +346,14 @@ impl Drop for PanicCounted<'_> {
 struct H2Service {
     ctx: Rc<Context>,
     arrival: Arrival,
+    life: Rc<Life>,
 }
 
 impl h2::PlanFn for H2Service {
     type Planned = Planned;
 
     fn plan(&self, head: &Head<'_>) -> Planned {
+        self.life.count_request();
         match h2::check_size(head, &self.ctx.config.borrow().http) {
             Ok(()) => api::plan(&self.ctx, head, self.arrival, Instant::now()),
             Err(cause) => api::plan_malformed(&self.ctx, head, cause),

@@ -4,12 +4,14 @@
 
 use std::{cell::RefCell, io, net::SocketAddr, os::fd::OwnedFd, rc::Rc, time::Duration};
 
-use super::{Connections, conn};
+use super::{
+    Connections, conn,
+    preface::{self, Door},
+};
 use crate::{
     api::context::Context,
     config::Roles,
     limits,
-    proto::Stream,
     readiness::{ListenSocket, Socket},
     store::notify::Notify,
 };
@@ -86,19 +88,34 @@ impl Listener {
         }
     }
 
+    /// What a connection begins with, unless it is HTTP.
+    fn door(&self, stream: &Socket) -> Option<Door> {
+        let config = self.ctx.config.borrow();
+        let blocks = &config.balancers.proxy_from;
+        // Who manages comes by no load balancer.
+        let is_data = self.roles.publish || self.roles.subscribe;
+        let is_proxied = is_data && !blocks.is_empty() && preface::is_in(blocks, stream.peer_ip());
+        let tls = self.roles.tls.then(|| self.connections.tls.borrow().clone()).flatten();
+        (is_proxied || self.roles.tls).then_some(Door { roles: self.roles, is_proxied, tls })
+    }
+
     fn serve(&self, stream: Socket) {
         let cells = &self.ctx.metrics.cells;
         cells.accepted.add(1);
         let over = self.connections.len() >= self.ctx.config.borrow().http.connections_max;
         if over {
             cells.connections_refused.add(1);
-            if self.connections.len() >= self.ctx.config.borrow().http.connections_max + REFUSING_MAX {
-                // Too many even to be told: the socket closes here.
+            let far_over = self.connections.len() >= self.ctx.config.borrow().http.connections_max + REFUSING_MAX;
+            if far_over || self.roles.tls {
+                // Too many even to be told, or no way to tell without a handshake: the socket closes here.
                 return;
             }
         }
         let (connections, roles) = (Rc::clone(&self.connections), self.roles);
-        let stream = Stream::Plain(stream);
+        if let Some(door) = self.door(&stream).filter(|_| !over) {
+            conn::spawn(&self.ctx, move |ctx| async move { preface::serve(&ctx, &connections, stream, door).await });
+            return;
+        }
         conn::spawn(&self.ctx, move |ctx| async move {
             if over {
                 conn::refuse(&ctx, &connections, stream).await;

@@ -4,7 +4,9 @@
 //! things on one connection. Per core.
 
 pub mod conn;
+mod life;
 pub mod listener;
+pub mod preface;
 pub mod socket;
 
 use std::{cell::RefCell, io, net::Shutdown, rc::Rc, sync::Arc};
@@ -13,7 +15,10 @@ use slab::Slab;
 
 use crate::{
     mesh::Kick,
-    proto::watch::{Clock, Phase, Watch},
+    proto::{
+        tls::Acceptor,
+        watch::{Clock, Phase, Watch},
+    },
     readiness::{self, Socket},
 };
 
@@ -27,6 +32,8 @@ pub const SWEEP_MS: u64 = 100;
 pub struct Connections {
     pub clock: Clock,
     open: RefCell<Slab<Rc<Watch>>>,
+    /// Does the handshakes; none without `tls.certificates`.
+    pub tls: RefCell<Option<Acceptor>>,
 }
 
 /// A connection's place in the list; left when dropped.
@@ -63,8 +70,12 @@ impl Connections {
     }
 
     fn list(self: &Rc<Self>, socket: &Socket) -> Listed {
-        let watch = Rc::new(Watch::new(socket.handle(), self.clock.clone()));
-        let key = self.open.borrow_mut().insert(Rc::clone(&watch));
+        let mut open = self.open.borrow_mut();
+        // Neighbours are far apart (a step of the golden ratio).
+        let spread = open.vacant_key().wrapping_mul(158).to_le_bytes()[0];
+        let watch = Rc::new(Watch::new(socket.handle(), self.clock.clone(), spread));
+        let key = open.insert(Rc::clone(&watch));
+        drop(open);
         Listed { connections: Rc::clone(self), key, watch }
     }
 
@@ -75,7 +86,7 @@ impl Connections {
             if watch.expire_if_overdue() {
                 expired += 1;
                 // The reader finds the end of the stream and then what it was waiting for; a writer must be cut.
-                let both = matches!(watch.phase(), Phase::Write | Phase::Discard | Phase::Stream);
+                let both = matches!(watch.phase(), Phase::Preface | Phase::Write | Phase::Discard | Phase::Stream);
                 readiness::shut(&watch.socket, if both { Shutdown::Both } else { Shutdown::Read });
             }
         }

@@ -18,7 +18,7 @@ use crate::{
     config::resolve::Roles,
     limits,
     mesh::{Kick, ShardId},
-    proto::{date, watch::Every},
+    proto::{date, tls::Acceptor, watch::Every},
     readiness,
     server::{Connections, SWEEP_MS, conn, listener::Listener},
     store::Store,
@@ -40,8 +40,14 @@ pub struct Shard {
 }
 
 impl Shard {
-    pub fn new(ctx: Rc<Context>, sockets: Vec<(socket2::Socket, Roles)>, kick: Arc<Kick>) -> io::Result<Rc<Self>> {
+    pub fn new(
+        ctx: Rc<Context>,
+        sockets: Vec<(socket2::Socket, Roles)>,
+        tls: Option<Acceptor>,
+        kick: Arc<Kick>,
+    ) -> io::Result<Rc<Self>> {
         let connections = Rc::new(Connections::default());
+        connections.tls.replace(tls);
         let listener = |(socket, roles)| Listener::new(socket, roles, Rc::clone(&ctx), Rc::clone(&connections));
         let listeners = sockets.into_iter().map(listener).collect::<io::Result<_>>()?;
         let (mesh, me) = (ctx.mesh.clone(), ctx.shard);
@@ -95,10 +101,10 @@ impl Shard {
             Frame::Settle { key, grants, outcome, origin } => {
                 home::settle(&self.ctx, key, grants, outcome, origin);
             }
-            Frame::Connection { socket, unread, roles } => {
+            Frame::Connection { socket, unread, arrival } => {
                 let connections = Rc::clone(&self.connections);
                 conn::spawn(&self.ctx, move |ctx| async move {
-                    conn::serve_moved(&ctx, &connections, socket, &unread, roles).await;
+                    conn::serve_moved(&ctx, &connections, socket, &unread, arrival).await;
                 });
             }
             Frame::Status { answer } => {
@@ -116,6 +122,9 @@ impl Shard {
             Frame::Drain(phase) => self.drain(phase),
             Frame::Reload(config) => {
                 self.ctx.config.replace(Rc::new(config.as_ref().clone()));
+            }
+            Frame::Certificates(acceptor) => {
+                self.connections.tls.replace(Some(acceptor));
             }
             Frame::Finish { deadline, answer } => return Some((deadline, answer)),
         }

@@ -8,9 +8,13 @@
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustls::{ClientConfig, ClientConnection};
 use serde_json::Value;
+
+use crate::tls::Wire;
 
 /// Default for one read. Longer than the longest long poll, so that a hang is told from slowness.
 const PATIENCE: Duration = Duration::from_secs(40);
@@ -165,7 +169,7 @@ impl Request {
 
 /// One TCP connection.
 pub struct Connection {
-    stream: TcpStream,
+    stream: Wire,
     /// Received and not yet used: the rest of a pipelined answer.
     pending: Vec<u8>,
 }
@@ -176,28 +180,46 @@ impl Connection {
         stream.set_nodelay(true).map_err(Failure::Connect)?;
         stream.set_read_timeout(Some(PATIENCE)).map_err(Failure::Connect)?;
         stream.set_write_timeout(Some(PATIENCE)).map_err(Failure::Connect)?;
+        Ok(Self { stream: Wire::Plain(stream), pending: Vec::new() })
+    }
+
+    /// The same over TLS, to a server that has to be `host`. A failed handshake is [`Failure::Connect`].
+    pub fn open_tls(address: SocketAddr, config: &Arc<ClientConfig>, host: &str) -> Result<Self, Failure> {
+        Self::open(address)?.upgrade(config, host)
+    }
+
+    /// Goes on over TLS.
+    pub fn upgrade(self, config: &Arc<ClientConfig>, host: &str) -> Result<Self, Failure> {
+        let Wire::Plain(stream) = self.stream else { panic!("the connection is over TLS already") };
+        let stream = Wire::over(stream, config, host).map_err(Failure::Connect)?;
         Ok(Self { stream, pending: Vec::new() })
     }
 
+    /// What was agreed on, of a connection over TLS.
+    pub fn session(&self) -> &ClientConnection {
+        self.stream.session()
+    }
+
     pub fn patience(&self, limit: Duration) {
-        self.stream.set_read_timeout(Some(limit)).expect("a positive timeout");
+        self.stream.tcp().set_read_timeout(Some(limit)).expect("a positive timeout");
     }
 
     /// Sends raw bytes.
     pub fn send(&mut self, bytes: &[u8]) -> Result<(), Failure> {
-        self.stream.write_all(bytes).map_err(|_| Failure::NoAnswer)
+        let sent = self.stream.write_all(bytes).and_then(|()| self.stream.flush());
+        sent.map_err(|_| Failure::NoAnswer)
     }
 
     /// Says that no more bytes will come, but still listens.
     pub fn finish(&self) {
-        let _ = self.stream.shutdown(std::net::Shutdown::Write);
+        let _ = self.stream.tcp().shutdown(std::net::Shutdown::Write);
     }
 
     /// Ends the connection with RST: what is in flight is thrown away.
     pub fn reset(self) {
         let linger = libc::linger { l_onoff: 1, l_linger: 0 };
         let size = libc::socklen_t::try_from(size_of::<libc::linger>()).expect("a few bytes");
-        let fd = std::os::fd::AsRawFd::as_raw_fd(&self.stream);
+        let fd = std::os::fd::AsRawFd::as_raw_fd(self.stream.tcp());
         // SAFETY: the descriptor is open for as long as `self` is, and the option's address and size belong together.
         unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_LINGER, (&raw const linger).cast(), size) };
     }
@@ -213,6 +235,12 @@ impl Connection {
 
     pub fn read_response(&mut self) -> Result<Response, Failure> {
         self.read_response_to(false)
+    }
+
+    /// What comes until the peer's end, uninterpreted; over TLS an end without close_notify is an error.
+    pub fn read_to_end(&mut self) -> io::Result<Vec<u8>> {
+        let mut rest = std::mem::take(&mut self.pending);
+        self.stream.read_to_end(&mut rest).map(|_| rest)
     }
 
     /// Exactly `len` bytes, uninterpreted.

@@ -35,8 +35,14 @@ impl HaProxy {
     pub fn start(backends: &[Backend]) -> Self {
         let address = || SocketAddr::from(([127, 0, 0, 1], ports::reserve()));
         let (publish, subscribe) = (address(), address());
+        Self::start_from(&configuration(publish, subscribe, backends), publish, subscribe)
+    }
+
+    /// The same from a configuration that a trial wrote, which binds `publish` and `subscribe`.
+    #[track_caller]
+    pub fn start_from(configuration: &str, publish: SocketAddr, subscribe: SocketAddr) -> Self {
         let path = folder::fresh("haproxy", ".cfg");
-        std::fs::write(&path, configuration(publish, subscribe, backends)).expect("the run's folder can be written");
+        std::fs::write(&path, configuration).expect("the run's folder can be written");
         let log = std::fs::File::create(path.with_extension("log")).expect("the run's folder can be written");
         let copy = log.try_clone().expect("a file can be cloned");
         let mut command = Command::new(binary());

@@ -21,6 +21,7 @@ pub const KAFKA_VERSION: &str = "3.9.1";
 pub const CONSOLE_PRODUCER: &str = "kafka.tools.ConsoleProducer";
 pub const CONSOLE_CONSUMER: &str = "org.apache.kafka.tools.consumer.ConsoleConsumer";
 pub const CONSUMER_GROUPS: &str = "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand";
+pub const CONFIGS: &str = "kafka.admin.ConfigCommand";
 pub const GET_OFFSETS: &str = "org.apache.kafka.tools.GetOffsetShell";
 
 /// Fetches the jars if they are not there yet, and returns their folder.

@@ -14,11 +14,16 @@ use std::time::Duration;
 
 use crate::admin::Admin;
 use crate::process::Process;
+use crate::tls::Authority;
 use crate::zookeeper::ZooKeeper;
 use crate::{folder, java, ports, wait_until};
 
 /// How long a broker may take to start or to be replaced as leader, on a busy two-core machine.
 const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Who the secured listeners know, and the password.
+pub const USER: &str = "gate";
+pub const PASSWORD: &str = "open-sesame-7";
 
 /// What a cluster is made of.
 #[derive(Clone, Copy)]
@@ -27,16 +32,26 @@ pub struct Options {
     pub heap_mib: u32,
     /// Stop the JIT at its first level: starts faster, peaks lower. Right for tests, wrong for benchmarks.
     pub quick_start: bool,
+    /// Listeners with TLS beside the open one: one that asks for a user (SASL), one that asks for a certificate.
+    pub secured: bool,
 }
 
 impl Options {
     /// Three brokers that start fast.
-    pub const TESTS: Self = Self { brokers: 3, heap_mib: 256, quick_start: true };
+    pub const TESTS: Self = Self { brokers: 3, heap_mib: 256, quick_start: true, secured: true };
+}
+
+/// Ports of a broker.
+#[derive(Clone, Copy)]
+struct Ports {
+    plain: u16,
+    sasl_ssl: u16,
+    ssl: u16,
 }
 
 struct Broker {
     id: u32,
-    port: u16,
+    ports: Ports,
     home: PathBuf,
     process: Mutex<Option<Process>>,
 }
@@ -44,6 +59,7 @@ struct Broker {
 /// A running cluster; everything it started is killed on drop.
 pub struct Cluster {
     brokers: Vec<Broker>,
+    authority: Option<Authority>,
     options: Options,
     // After `brokers`: fields drop in order, and brokers end quietly only while ZooKeeper is there.
     zookeeper: ZooKeeper,
@@ -54,8 +70,10 @@ impl Cluster {
     pub fn start(options: Options) -> Self {
         let mut zookeeper = ZooKeeper::start();
         zookeeper.wait_ready();
-        let brokers = (0..options.brokers).map(|id| Broker::prepare(id, options, zookeeper.address())).collect();
-        let cluster = Self { brokers, options, zookeeper };
+        let authority = options.secured.then(Authority::new);
+        let prepare = |id| Broker::prepare(id, options, zookeeper.address(), authority.as_ref());
+        let brokers = (0..options.brokers).map(prepare).collect();
+        let cluster = Self { brokers, authority, options, zookeeper };
         for broker in &cluster.brokers {
             broker.launch(options);
         }
@@ -66,7 +84,35 @@ impl Cluster {
 
     /// `host:port,host:port,..` for `--brokers` and for every other client.
     pub fn bootstrap(&self) -> String {
-        self.brokers.iter().map(|b| format!("127.0.0.1:{}", b.port)).collect::<Vec<_>>().join(",")
+        self.addresses(|ports| ports.plain)
+    }
+
+    /// The same of the listeners that ask for a user, over TLS.
+    pub fn bootstrap_sasl_ssl(&self) -> String {
+        self.addresses(|ports| ports.sasl_ssl)
+    }
+
+    /// The same of the listeners that ask for a certificate.
+    pub fn bootstrap_ssl(&self) -> String {
+        self.addresses(|ports| ports.ssl)
+    }
+
+    fn addresses(&self, port: fn(&Ports) -> u16) -> String {
+        self.brokers.iter().map(|b| format!("127.0.0.1:{}", port(&b.ports))).collect::<Vec<_>>().join(",")
+    }
+
+    /// Who signed the brokers' certificates, and is believed by them.
+    pub fn authority(&self) -> &Authority {
+        self.authority.as_ref().expect("the cluster was started with secured listeners")
+    }
+
+    /// Gives [`USER`] its password for SCRAM; for PLAIN the brokers know it from the start.
+    pub fn add_scram_user(&self) {
+        let scram = |kind: &str| format!("{kind}=[iterations=4096,password={PASSWORD}]");
+        let config = format!("{},{}", scram("SCRAM-SHA-256"), scram("SCRAM-SHA-512"));
+        let brokers = self.bootstrap();
+        let of = ["--entity-type", "users", "--entity-name", USER, "--alter", "--add-config", &config];
+        java::tool(java::CONFIGS, &[&["--bootstrap-server", &brokers][..], &of].concat(), b"");
     }
 
     pub fn zookeeper(&self) -> SocketAddr {
@@ -152,13 +198,17 @@ impl Cluster {
 // === impl Broker ===
 
 impl Broker {
-    fn prepare(id: u32, options: Options, zookeeper: SocketAddr) -> Self {
+    fn prepare(id: u32, options: Options, zookeeper: SocketAddr, authority: Option<&Authority>) -> Self {
         let home = folder::run().join(format!("broker-{id}"));
         std::fs::create_dir_all(&home).expect("the run's folder can be written");
-        let port = ports::reserve();
-        std::fs::write(home.join("server.properties"), properties(id, port, options.brokers, zookeeper, &home))
-            .expect("the run's folder can be written");
-        Self { id, port, home, process: Mutex::new(None) }
+        let ports = Ports { plain: ports::reserve(), sasl_ssl: ports::reserve(), ssl: ports::reserve() };
+        let mut text = properties(id, ports.plain, options.brokers, zookeeper, &home);
+        if let Some(authority) = authority {
+            text = text.replace("listeners=", &format!("listeners={}", secured_listeners(ports)));
+            text += &secured_properties(authority, &home);
+        }
+        std::fs::write(home.join("server.properties"), text).expect("the run's folder can be written");
+        Self { id, ports, home, process: Mutex::new(None) }
     }
 
     fn launch(&self, options: Options) {
@@ -206,6 +256,33 @@ log.cleaner.dedupe.buffer.size=4194304
 replica.lag.time.max.ms=10000
 ",
         data = home.join("data").display()
+    )
+}
+
+fn secured_listeners(ports: Ports) -> String {
+    format!("SASL_SSL://127.0.0.1:{},SSL://127.0.0.1:{},", ports.sasl_ssl, ports.ssl)
+}
+
+fn secured_properties(authority: &Authority, home: &Path) -> String {
+    let pair = authority.issue("IP:127.0.0.1");
+    let read = |path: &Path| std::fs::read_to_string(path).expect("a file of the run");
+    let keystore = home.join("keystore.pem");
+    std::fs::write(&keystore, read(&pair.key) + &read(&pair.certificate)).expect("the run's folder can be written");
+    let plain = "org.apache.kafka.common.security.plain.PlainLoginModule";
+    let scram = "org.apache.kafka.common.security.scram.ScramLoginModule";
+    format!(
+        "ssl.keystore.type=PEM
+ssl.keystore.location={keystore}
+ssl.truststore.type=PEM
+ssl.truststore.location={authority}
+listener.name.ssl.ssl.client.auth=required
+sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512
+listener.name.sasl_ssl.plain.sasl.jaas.config={plain} required user_{USER}=\"{PASSWORD}\";
+listener.name.sasl_ssl.scram-sha-256.sasl.jaas.config={scram} required;
+listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config={scram} required;
+",
+        keystore = keystore.display(),
+        authority = authority.certificate().display(),
     )
 }
 

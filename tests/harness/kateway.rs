@@ -135,6 +135,8 @@ pub struct Kateway {
     pub publish: SocketAddr,
     pub subscribe: SocketAddr,
     pub manage: SocketAddr,
+    /// What the ready line says.
+    addresses: String,
     log: PathBuf,
     alarms_expected: bool,
 }
@@ -173,19 +175,22 @@ impl Kateway {
     }
 
     fn new(process: Process, addresses: &str, log: PathBuf, alarms_expected: bool) -> Self {
-        let address = |name: &str| -> SocketAddr {
-            let found = addresses.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
-            let text = found.unwrap_or_else(|| panic!("the ready line names {name}: {addresses}"));
-            text.parse().unwrap_or_else(|_| panic!("{name} is an address: {addresses}"))
-        };
+        let address = |name| address(addresses, name);
         Self {
             process,
             publish: address("pub"),
             subscribe: address("sub"),
             manage: address("man"),
+            addresses: addresses.to_owned(),
             log,
             alarms_expected,
         }
+    }
+
+    /// A listener that the ready line names besides, such as `pub_tls`.
+    #[track_caller]
+    pub fn address(&self, name: &str) -> SocketAddr {
+        address(&self.addresses, name)
     }
 
     // === requests ===
@@ -308,6 +313,13 @@ impl Drop for Kateway {
             alarm.unwrap_or_default()
         );
     }
+}
+
+#[track_caller]
+fn address(addresses: &str, name: &str) -> SocketAddr {
+    let found = addresses.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+    let text = found.unwrap_or_else(|| panic!("the ready line names {name}: {addresses}"));
+    text.parse().unwrap_or_else(|_| panic!("{name} is an address: {addresses}"))
 }
 
 /// Runs the binary to its end with `args` and returns status, stdout and stderr.

@@ -7,7 +7,7 @@
 //! From the bottom: [`wait`] and [`ports`]; [`process`], which sees to it that no child outlives a run; [`folder`],
 //! where a run keeps its logs; [`zookeeper`], [`kafka`], [`kateway`], which start things; [`client`], [`problem`],
 //! [`frames`], [`readers`], [`exposition`], which understand answers; [`admin`], [`kcat`], [`java`], which look at Kafka
-//! from the other side; [`transaction`], which writes as the gateway does not; [`haproxy`] and [`link`], which stand
+//! from the other side; [`transaction`], which writes as the gateway does not; [`tls`], [`haproxy`], [`nginx`] and [`link`], which stand
 //! between clients and gateways; [`hinder`], which gets in a gateway's way; [`ledger`] and [`load`], which prove that
 //! nothing was lost on the way in, [`read_ledger`] and [`crowd`], on the way out; [`figures`], which collects what a run
 //! measured.
@@ -28,11 +28,13 @@ pub mod kcat;
 pub mod ledger;
 pub mod link;
 pub mod load;
+pub mod nginx;
 pub mod ports;
 pub mod problem;
 pub mod process;
 pub mod read_ledger;
 pub mod readers;
+pub mod tls;
 pub mod topic;
 pub mod transaction;
 pub mod wait;

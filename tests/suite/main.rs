@@ -44,6 +44,7 @@ mod http2;
 mod http2_windows;
 mod instruments;
 mod java_member;
+mod kafka_security;
 mod ledger_checker;
 mod limits;
 mod load_generator;
@@ -53,11 +54,13 @@ mod partitioner;
 mod peers;
 mod pipelining;
 mod positions;
+mod proxy_header;
 mod publish_modes;
 mod read_chaos;
 mod read_ledger_checker;
 mod readme_examples;
 mod rebalances;
+mod respread;
 mod roundtrip;
 mod shadow_queues;
 mod shards;
@@ -72,6 +75,8 @@ mod streams;
 mod subscribe_options;
 mod tag_filter;
 mod through_the_other;
+mod tls;
+mod tls_traffic;
 mod topic_names;
 mod topics;
 mod topics_again;
@@ -133,6 +138,7 @@ const ALL: &[&[Case]] = &[
     http2_windows::CASES,
     instruments::CASES,
     java_member::CASES,
+    kafka_security::CASES,
     ledger_checker::CASES,
     limits::CASES,
     load_generator::CASES,
@@ -142,11 +148,13 @@ const ALL: &[&[Case]] = &[
     peers::CASES,
     pipelining::CASES,
     positions::CASES,
+    proxy_header::CASES,
     publish_modes::CASES,
     read_chaos::CASES,
     read_ledger_checker::CASES,
     readme_examples::CASES,
     rebalances::CASES,
+    respread::CASES,
     roundtrip::CASES,
     shadow_queues::CASES,
     shards::CASES,
@@ -160,6 +168,8 @@ const ALL: &[&[Case]] = &[
     subscribe_options::CASES,
     tag_filter::CASES,
     through_the_other::CASES,
+    tls::CASES,
+    tls_traffic::CASES,
     topic_names::CASES,
     topics::CASES,
     topics_again::CASES,

@@ -8,9 +8,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::{net::TcpStream, time::Sleep};
+use tokio::time::Sleep;
 
-use crate::{answer::Reader, lane::Lane, pace::Turn, plan::Plan, stamp, tally::Attempt};
+use crate::{answer::Reader, lane::Lane, pace::Turn, plan::Plan, stamp, tally::Attempt, wire::Wire};
 
 /// One read takes at most so much; a batch answer takes several.
 const READ_BYTES: usize = 256 * 1_024;
@@ -20,7 +20,7 @@ type Class = &'static str;
 
 struct Connection<'a> {
     lane: &'a Lane,
-    stream: TcpStream,
+    stream: Wire,
     requests: Vec<Vec<u8>>,
     next: usize,
     under_way: VecDeque<Attempt>,
@@ -33,7 +33,7 @@ struct Connection<'a> {
 }
 
 /// Serves the connection until it or the plan ends.
-pub async fn drive(lane: &Rc<Lane>, stream: TcpStream, number: usize) {
+pub async fn drive(lane: &Rc<Lane>, stream: Wire, number: usize) {
     let plan = &lane.plan;
     let mut connection = Connection {
         lane,
@@ -119,9 +119,20 @@ impl Connection<'_> {
 
     async fn write(&mut self) -> Result<(), Class> {
         let mut written = 0;
-        while written < self.unwritten.len() {
-            match self.stream.try_write(&self.unwritten[written..]) {
-                Ok(count) => written += count,
+        if self.unwritten.is_empty() {
+            return Ok(());
+        }
+        loop {
+            let tried = match self.stream.try_write(&self.unwritten[written..]) {
+                Ok(count) => {
+                    written += count;
+                    self.stream.try_flush()
+                }
+                Err(error) => Err(error),
+            };
+            match tried {
+                Ok(()) if written == self.unwritten.len() => break,
+                Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     let writable = tokio::time::timeout(self.patience, self.stream.writable()).await;
                     writable.map_err(|_| "timeout")?.map_err(|_| "reset")?;

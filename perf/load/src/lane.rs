@@ -22,6 +22,7 @@ use crate::{
     plan::{Plan, Protocol},
     stamp,
     tally::{Attempt, Tally},
+    wire::{self, Wire},
 };
 
 /// After a connection that could not be made.
@@ -44,6 +45,7 @@ pub struct Lane {
     pub pacer: Pacer,
     tally: RefCell<Tally>,
     progress: Arc<Progress>,
+    tls: Option<Arc<rustls::ClientConfig>>,
     /// Requests meant to go earlier are not counted.
     counted_from: Instant,
     /// One moment on both clocks.
@@ -64,6 +66,7 @@ impl Lane {
                 pacer: Pacer::new(start, end, rate),
                 tally: RefCell::default(),
                 progress: Arc::clone(progress),
+                tls: plan.tls.then(wire::client),
                 counted_from,
                 wall: (Instant::now(), stamp::now()),
             });
@@ -129,7 +132,20 @@ impl Lane {
             // Refused by a kernel that has just made the socket: nothing to be done, and latency shows it.
             let _ = stream.set_nodelay(true);
             match self.plan.protocol {
-                Protocol::H1 => h1::drive(&self, stream, number).await,
+                Protocol::H1 => {
+                    let wire = match &self.tls {
+                        None => Wire::plain(stream),
+                        Some(config) => match Wire::secure(stream, config).await {
+                            Ok(wire) => wire,
+                            Err(_) => {
+                                self.fail("handshake", 1);
+                                tokio::time::sleep(RECONNECT).await;
+                                continue;
+                            }
+                        },
+                    };
+                    h1::drive(&self, wire, number).await;
+                }
                 Protocol::H2 => h2::drive(&self, stream, number).await,
             }
         }

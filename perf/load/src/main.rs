@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! load --target 127.0.0.1:9191 --connections 64 --ack local                    closed loop: the next when an answer came
+//! load --target 127.0.0.1:9194 --connections 64 --ack local --tls true         the same over TLS, to pub.tls_addr
 //! load --target 127.0.0.1:9191 --rate 20000 --json result.json                 open loop: latency from the intended time
 //! load --batch 500 --format json --size 100 --ack local                        batches: so many messages a request
 //! load --work subscribe --target 127.0.0.1:9192 --batch 500 --connections 8    messages drained from a topic
@@ -9,7 +10,7 @@
 //! ```
 //!
 //! Exit code 0 when every request was answered below 400, 1 when not (`--allow-errors`: 0), 64 for a plan that makes no sense.
-//! `plan` says what is to be done, `pace` when, `lane` is one thread, `h1` and `h2` speak, `stamp` tells a message's age, `tally`
+//! `plan` says what is to be done, `pace` when, `lane` is one thread, `h1` and `h2` speak, `wire` is what they go over, `stamp` tells a message's age, `tally`
 //! counts, `report` tells.
 
 mod answer;
@@ -22,6 +23,7 @@ mod plan;
 mod report;
 mod stamp;
 mod tally;
+mod wire;
 
 use std::{
     io::IsTerminal as _,

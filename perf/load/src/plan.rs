@@ -80,6 +80,8 @@ written! {
     work: Work = Work::Publish,
     /// HTTP/1.1 or HTTP/2.
     protocol: Protocol = Protocol::H1,
+    /// Over TLS, for HTTP/1.1; any certificate is believed.
+    tls: bool = false,
     /// Connections in all.
     connections: usize = 64,
     /// Requests under way on one connection: streams of HTTP/2, pipelining of HTTP/1.1.
@@ -141,6 +143,7 @@ impl Written {
                 plan.connections == 0 || plan.depth == 0 || plan.threads == 0,
                 "connections, depth and threads are 1 or more",
             ),
+            (plan.tls && plan.protocol == Protocol::H2, "tls goes with HTTP/1.1 (h2load speaks HTTP/2 over it)"),
             (plan.threads > plan.connections, "a thread has a connection at least"),
             (!(plan.rate >= 0.0 && plan.rate <= 10e6), "rate is 0 or up to ten million a second"),
             (!(plan.seconds > 0.0 && plan.seconds <= 86_400.0), "seconds is more than 0, and a day at most"),

@@ -27,6 +27,7 @@ use bytes::Bytes;
 use futures_lite::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use super::{
+    Stream,
     head::{Framing, Head, Malformed, Version, parse_h1},
     watch::{Phase, Watch},
 };
@@ -301,6 +302,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> H1<S> {
         }
     }
 
+    /// Counts the request that is being answered. True when the connection is to end with this answer.
+    pub fn is_last(&self) -> bool {
+        self.watch.count_request(self.config.max_requests, self.config.max_age)
+    }
+
     /// Resolves when the client has gone. What it sends meanwhile is kept for the next request.
     pub async fn gone(&mut self) {
         poll_fn(|cx| self.poll_gone(cx)).await;
@@ -352,6 +358,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> H1<S> {
         .unwrap_or(0);
         self.end += got;
         Ok(got)
+    }
+}
+
+impl H1<Stream> {
+    /// Tells a client over TLS that the connection ends here and was not cut. A plain one sees its end.
+    pub fn say_close(&mut self) {
+        self.stream.say_close();
     }
 }
 

@@ -151,11 +151,13 @@ impl Trial {
             body_timeout: Duration::from_secs(1),
             idle_timeout: Duration::from_secs(1),
             write_timeout: Duration::from_millis(50),
+            max_requests: None,
+            max_age: None,
         };
         let wire = Rc::new(Wire { room: Cell::new(usize::MAX), ..Wire::default() });
         let clock = Clock::default();
         let socket = File::open("/dev/null").expect("it is there").into();
-        let watch = Rc::new(Watch::new(Rc::new(socket), clock.clone()));
+        let watch = Rc::new(Watch::new(Rc::new(socket), clock.clone(), 0));
         let h1 = H1::new(Stream(Rc::clone(&wire)), Rc::clone(&watch), Rc::new(config));
         let pending = Pending {
             framing: Framing::Length(0),

@@ -396,9 +396,11 @@ mod tests {
             body_timeout: second,
             idle_timeout: second,
             write_timeout: second,
+            max_requests: None,
+            max_age: None,
         };
         let socket = File::open("/dev/null").expect("it is there").into();
-        let pulse = Pulse::new(Rc::new(Watch::new(Rc::new(socket), Clock::default())), &config);
+        let pulse = Pulse::new(Rc::new(Watch::new(Rc::new(socket), Clock::default(), 0)), &config);
         Handing::new(Rc::clone(flushes), OpenRequest::new(&pulse))
     }
 

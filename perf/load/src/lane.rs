@@ -133,21 +133,23 @@ impl Lane {
             let _ = stream.set_nodelay(true);
             match self.plan.protocol {
                 Protocol::H1 => {
-                    let wire = match &self.tls {
-                        None => Wire::plain(stream),
-                        Some(config) => match Wire::secure(stream, config).await {
-                            Ok(wire) => wire,
-                            Err(_) => {
-                                self.fail("handshake", 1);
-                                tokio::time::sleep(RECONNECT).await;
-                                continue;
-                            }
-                        },
+                    let Some(wire) = self.wire(stream).await else {
+                        self.fail("handshake", 1);
+                        tokio::time::sleep(RECONNECT).await;
+                        continue;
                     };
                     h1::drive(&self, wire, number).await;
                 }
                 Protocol::H2 => h2::drive(&self, stream, number).await,
             }
+        }
+    }
+
+    /// What HTTP/1.1 goes over; `None`: a handshake failed.
+    async fn wire(&self, stream: TcpStream) -> Option<Wire> {
+        match &self.tls {
+            None => Some(Wire::plain(stream)),
+            Some(config) => Wire::secure(stream, config).await.ok(),
         }
     }
 

@@ -34,6 +34,12 @@ pub const CODING_STEP_BYTES: usize = 64 * 1024;
 pub const INFLATED_AT_ONCE_BYTES: usize = 1024 * 1024;
 /// Answers a core compresses at a time (a stream as long as it lasts); over it they go as they are.
 pub const ENCODERS_MAX: usize = 1_000;
+/// `Idempotency-Key`; over it: 400.
+pub const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
+/// Keyed publishes one core remembers; over it the oldest that has finished is forgotten, counted.
+pub const IDEMPOTENCY_KEYS_MAX: usize = 100_000;
+/// Bytes of what one core remembers of them; over it the same.
+pub const IDEMPOTENCY_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Longest long poll; a larger `wait` is 400.
 pub const WAIT_S_MAX: u64 = 30;
 /// `appid`, `topic` and `group`; over it: 400.

@@ -16,6 +16,7 @@ use super::{
     codes,
     frame::{DrainPhase, Frame},
     groups::Groups,
+    idempotency::Kept,
     owners::Looks,
     peer::Peers,
     reply::{self, Problem},
@@ -54,6 +55,8 @@ pub struct DataPlane {
     pub readers: Readers,
     pub peers: Peers,
     pub looks: Looks,
+    /// Publishes whose repeats this core answers.
+    pub kept: Kept,
     /// To [`limits::STATUS_RUNNING_MAX`] questions who reads.
     pub statuses: Gate,
     refresh: Refresh,
@@ -90,6 +93,7 @@ impl DataPlane {
             readers: Readers::default(),
             peers: Peers::default(),
             looks: Looks::default(),
+            kept: Kept::default(),
             statuses: Gate::default(),
             refresh: Refresh {
                 running: Cell::new(false),

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Arrival,
     call::{Answer, Call},
+    idempotency::{Begun, Fingerprint, Name, Outcome as PublishOutcome},
     reply::Problem,
     status::ShardStatus,
     top::Top,
@@ -192,6 +193,17 @@ pub enum Frame {
     Call {
         call: Call,
         answer: oneshot::Sender<Result<Answer, Problem>>,
+    },
+    /// A publish with a key that lives on the core this is sent to.
+    Begin {
+        name: Name,
+        fingerprint: Fingerprint,
+        answer: oneshot::Sender<Result<Begun, Problem>>,
+    },
+    /// What came of it; `None`: nothing was stored.
+    Conclude {
+        name: Name,
+        outcome: Option<PublishOutcome>,
     },
     /// A connection whose first read is of a group that lives on the core this is sent to.
     Connection {

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// What the home core gets on top of what its work may take before it counts as silent.
-const MESH_GRACE: Duration = Duration::from_secs(5);
+pub const MESH_GRACE: Duration = Duration::from_secs(5);
 
 /// What a read gave, and who is to be told what became of it.
 #[derive(Debug)]
@@ -268,7 +268,7 @@ fn readers(ctx: &Context, group: &Group) -> Vec<Reader> {
 }
 
 /// Asks another core. One that stays silent is an error, never a hang.
-async fn ask_core<T>(
+pub async fn ask_core<T>(
     ctx: &Context,
     core: ShardId,
     patience: Duration,

@@ -17,12 +17,14 @@ pub mod bury;
 pub mod call;
 pub mod codes;
 pub mod context;
+pub mod cors;
 pub mod elsewhere;
 pub mod format;
 pub mod forwarded;
 pub mod frame;
 pub mod groups;
 pub mod home;
+pub mod idempotency;
 pub mod manage;
 pub mod owners;
 pub mod peer;
@@ -52,7 +54,9 @@ use self::{
     call::Call,
     codes::Code,
     context::Context,
+    cors::{Options, Origin},
     frame::DrainPhase,
+    idempotency::{Key, Once},
     manage::Manage,
     positions::{Forget, Move, Peek},
     publish::{Publish, Timing},
@@ -145,10 +149,13 @@ fn outcome_of_code(code: &Code) -> usize {
 #[derive(Debug)]
 enum Action {
     Refuse(Problem),
+    Options(Box<Options>),
     Publish(Publish),
     Batch(Box<Batch>),
     /// A publish whose body is compressed.
-    Inflate(Box<(Publish, Coding)>),
+    Inflate(Box<(Publish, Option<Key>, Coding)>),
+    /// With an `Idempotency-Key`.
+    Once(Box<Once>),
     /// On the heap, as what is rarer still: a plan moves several times, and every publish would move the room for the largest.
     Subscribe(Box<Subscribe>),
     Manage(Manage),
@@ -170,8 +177,23 @@ pub struct Planned {
     route: Route,
     stamp: Stamp,
     started: Instant,
-    traced: bool,
+    extras: Option<Box<Extras>>,
     action: Action,
+}
+
+/// What few requests want of their answers.
+#[derive(Debug)]
+struct Extras {
+    traced: bool,
+    origin: Option<Origin>,
+}
+
+impl Extras {
+    fn of(ctx: &Context, head: &Head<'_>) -> Option<Box<Self>> {
+        let traced = head.field("x-trace").is_some_and(|v| v.eq_ignore_ascii_case(b"true"));
+        let origin = Origin::of(ctx, head);
+        (traced || origin.is_some()).then(|| Box::new(Self { traced, origin }))
+    }
 }
 
 /// Reads the head, decides what is to be done. Everything that can be refused without the body is refused here.
@@ -179,9 +201,8 @@ pub struct Planned {
 pub fn plan(ctx: &Rc<Context>, head: &Head<'_>, arrival: Arrival, started: Instant) -> Planned {
     let stamp = Stamp { request_id: request_id(ctx, head), path: SmallVec::from_slice(head.path) };
     let (route, action) = route(ctx, head, arrival);
-    let action = action.unwrap_or_else(Action::Refuse);
-    let traced = head.field("x-trace").is_some_and(|v| v.eq_ignore_ascii_case(b"true"));
-    Planned { route, stamp, started, traced, action }
+    let action = action.or_else(|problem| options(ctx, head, problem)).unwrap_or_else(Action::Refuse);
+    Planned { route, stamp, started, extras: Extras::of(ctx, head), action }
 }
 
 /// The plan for a head that was read but breaks a limit: it is refused.
@@ -190,7 +211,7 @@ pub fn plan_malformed(ctx: &Rc<Context>, head: &Head<'_>, cause: Malformed) -> P
         Stamp { request_id: ctx.request_id(), path: SmallVec::from_slice(&head.path[..head.path.len().min(64)]) };
     let problem = reply::malformed(cause).unwrap_or_else(|| Problem::new(&codes::MALFORMED, "the request was cut"));
     let (route, action) = (Route::Unknown, Action::Refuse(problem));
-    Planned { route, stamp, started: Instant::now(), traced: false, action }
+    Planned { route, stamp, started: Instant::now(), extras: None, action }
 }
 
 fn request_id(ctx: &Context, head: &Head<'_>) -> SmallVec<[u8; 32]> {
@@ -198,6 +219,16 @@ fn request_id(ctx: &Context, head: &Head<'_>) -> SmallVec<[u8; 32]> {
         (1..=limits::REQUEST_ID_BYTES_MAX).contains(&id.len()) && id.iter().all(|b| (0x21..=0x7e).contains(b))
     };
     head.field("x-request-id").filter(is_clean).map_or_else(|| ctx.request_id(), SmallVec::from_slice)
+}
+
+/// OPTIONS, which every route answers: it takes none of a route's methods, and is told which those are.
+fn options(ctx: &Context, head: &Head<'_>, problem: Problem) -> Result<Action, Problem> {
+    match problem.allow {
+        Some(methods) if head.method == Method::Options => {
+            Options::plan(ctx, head, methods).map(|options| Action::Options(Box::new(options)))
+        }
+        _ => Err(problem),
+    }
 }
 
 type Routed = (Route, Result<Action, Problem>);
@@ -325,10 +356,13 @@ impl Planned {
             // They read their body themselves.
             Action::Refuse(_) | Action::Batch(_) | Action::Inflate(_) => None,
             Action::Publish(publish) => Some(publish.bytes_max()),
+            Action::Once(once) => Some(once.bytes_max()),
             Action::Call(call) => Some(call.body_bytes_max()),
             Action::Peer(_) => Some(peer::Asked::body_bytes_max(ctx)),
             // A body that means nothing here is read and ignored, as RFC 9110 has it for GET, within reason.
-            Action::Subscribe(_) | Action::Manage(_) | Action::Profile(_) => Some(limits::HEAD_BYTES_MAX),
+            Action::Subscribe(_) | Action::Manage(_) | Action::Profile(_) | Action::Options(_) => {
+                Some(limits::HEAD_BYTES_MAX)
+            }
         }
     }
 
@@ -360,21 +394,31 @@ impl Planned {
         ctx.metrics.count_request(self.route as usize, outcome_of_code(problem.code));
         let mut reply = problem.reply(&self.stamp);
         reply.close = ctx.drain_phase() != DrainPhase::Serving;
+        if let Some(Extras { origin: Some(origin), .. }) = self.extras.as_deref() {
+            origin.add_to(&mut reply);
+        }
         reply
     }
 
     /// Does it.
     pub async fn run(self, ctx: &Rc<Context>, body: Bytes) -> Reply {
-        let Self { route, stamp, started, traced, action } = self;
+        let Self { route, stamp, started, extras, action } = self;
         let (mut timing, mut timed_from) = (None, None);
         let result = match action {
             Action::Refuse(problem) => Err(problem),
             Action::Batch(_) | Action::Inflate(_) => {
                 Err(Problem::new(&codes::INTERNAL, "this request reads its body itself"))
             }
+            Action::Options(options) => Ok(options.run(&stamp)),
             Action::Publish(publish) => {
                 let result;
                 (result, timing) = publish.run(ctx, body, &stamp).await;
+                timed_from = record_stages(ctx, started, timing);
+                result
+            }
+            Action::Once(once) => {
+                let result;
+                (result, timing) = Box::pin(once.run(ctx, body, &stamp)).await;
                 timed_from = record_stages(ctx, started, timing);
                 result
             }
@@ -408,8 +452,8 @@ impl Planned {
                 problem.reply(&stamp)
             }
         };
-        if traced {
-            add_trace(ctx, &mut reply, started, timing);
+        if let Some(extras) = extras {
+            extras.add_to(ctx, &mut reply, started, timing);
         }
         reply.close |= ctx.drain_phase() != DrainPhase::Serving;
         reply.timed_from = timed_from;
@@ -420,7 +464,7 @@ impl Planned {
 impl Planned {
     /// Does what reads its body itself. `None`: the client has gone.
     pub async fn run_reading(self, ctx: &Rc<Context>, pieces: &mut impl Pieces) -> Option<Reply> {
-        let Self { route, stamp, started, traced, action } = self;
+        let Self { route, stamp, started, extras, action } = self;
         let mut timing = None;
         let (mut reply, code) = match action {
             Action::Batch(batch) => {
@@ -428,12 +472,15 @@ impl Planned {
                 (answered.reply, answered.code)
             }
             Action::Inflate(inflate) => {
-                let (publish, coding) = *inflate;
+                let (publish, key, coding) = *inflate;
                 let bytes_max = publish.bytes_max();
                 let result = match Inflated::new(coding, pieces).whole(bytes_max).await {
                     Ok(body) => {
                         let result;
-                        (result, timing) = publish.run(ctx, body, &stamp).await;
+                        (result, timing) = match key {
+                            None => publish.run(ctx, body, &stamp).await,
+                            Some(key) => Box::new(Once::new(key, publish)).run(ctx, body, &stamp).await,
+                        };
                         result
                     }
                     Err(Malformed::BodyTooLarge) => Err(publish::too_large(bytes_max)),
@@ -444,8 +491,8 @@ impl Planned {
             _ => return None,
         };
         ctx.metrics.count_request(route as usize, code.map_or_else(|| outcome_of(reply.status), outcome_of_code));
-        if traced {
-            add_trace(ctx, &mut reply, started, timing);
+        if let Some(extras) = extras {
+            extras.add_to(ctx, &mut reply, started, timing);
         }
         reply.close |= ctx.drain_phase() != DrainPhase::Serving;
         Some(reply)
@@ -462,6 +509,17 @@ fn encode(ctx: &Context, reply: &mut Reply, accepted: Option<Coding>) {
         && !compress::compress(reply, coding, &ctx.encoders)
     {
         ctx.metrics.cells.encoders_refused.add(1);
+    }
+}
+
+impl Extras {
+    fn add_to(&self, ctx: &Context, reply: &mut Reply, started: Instant, timing: Option<Timing>) {
+        if self.traced {
+            add_trace(ctx, reply, started, timing);
+        }
+        if let Some(origin) = &self.origin {
+            origin.add_to(reply);
+        }
     }
 }
 

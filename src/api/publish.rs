@@ -17,6 +17,7 @@ use super::{
     batch::{self, Batch},
     codes,
     context::{Context, DataPlane},
+    idempotency::{Key, Once},
     query::{Query, invalid, percent_decode},
     reply::{self, Problem, Stamp},
 };
@@ -93,11 +94,12 @@ impl Publish {
             Some(b"none") => Ack::None,
             Some(other) => return Err(invalid("ack", other, "all, local or none")),
         };
+        let mut once = None;
         let record = Record {
             key: key(&query)?,
             value: Bytes::new(),
             is_tombstone: false,
-            headers: record_headers(head)?,
+            headers: record_headers(head, &mut once)?,
             partition: partition(&query)?,
         };
         let topic = names::with_kafka_topic(appid, topic, ver, |name| {
@@ -113,10 +115,19 @@ impl Publish {
         if let Some(results) = query.get("results") {
             return Err(invalid("results", results, "for batch=1 alone"));
         }
-        Ok(match coding {
-            None => Action::Publish(publish),
-            Some(coding) => Action::Inflate(Box::new((publish, coding))),
+        Ok(match (coding, once) {
+            (Some(coding), once) => Action::Inflate(Box::new((publish, once, coding))),
+            (None, Some(key)) => Action::Once(Box::new(Once::new(key, publish))),
+            (None, None) => Action::Publish(publish),
         })
+    }
+
+    /// The topic's name in Kafka.
+    pub fn topic_name(&self) -> &str {
+        match &self.topic {
+            TopicRef::Known(topic) => &topic.name,
+            TopicRef::Unknown(name) => name,
+        }
     }
 
     pub fn bytes_max(&self) -> usize {
@@ -316,8 +327,8 @@ fn partition(query: &Query<'_>) -> Result<Option<Partition>, Problem> {
         .ok_or_else(|| Problem::new(&codes::PARTITION_OUT_OF_RANGE, format!("no topic has partition {number}")))
 }
 
-/// `X-Tag`, trace context and `X-Header-*`, in the order they came.
-fn record_headers(head: &Head<'_>) -> Result<Vec<Header>, Problem> {
+/// `X-Tag`, trace context and `X-Header-*`, in the order they came. An `Idempotency-Key` on the way goes into `once`.
+fn record_headers(head: &Head<'_>, once: &mut Option<Key>) -> Result<Vec<Header>, Problem> {
     let mut headers = Vec::new();
     let mut tagged = false;
     for (name, value) in &head.fields {
@@ -335,8 +346,7 @@ fn record_headers(head: &Head<'_>) -> Result<Vec<Header>, Problem> {
         } else if name.eq_ignore_ascii_case(b"traceparent") || name.eq_ignore_ascii_case(b"tracestate") {
             headers.push((name.to_ascii_lowercase().into(), Some(Bytes::copy_from_slice(value))));
         } else if name.eq_ignore_ascii_case(b"idempotency-key") {
-            // Taken and ignored it would store a message twice that was sent twice in good faith.
-            return Err(Problem::new(&codes::NOT_SUPPORTED, "Idempotency-Key is not built yet in this version"));
+            *once = Some(super::idempotency::key(head, value)?);
         } else if name.len() > 9 && name[..9].eq_ignore_ascii_case(b"x-header-") {
             if name[9..].len() >= 8 && name[9..17].eq_ignore_ascii_case(b"kateway-") {
                 return Err(Problem::new(&codes::INVALID_FIELD, "record headers named kateway- are the gateway's own"));
@@ -350,7 +360,7 @@ fn record_headers(head: &Head<'_>) -> Result<Vec<Header>, Problem> {
     Ok(headers)
 }
 
-const OK_BODY: &[u8] = b"{\"ok\":1}";
+pub const OK_BODY: &[u8] = b"{\"ok\":1}";
 
 fn stored_reply(stored: Stored, volatile: bool, stamp: &Stamp) -> Reply {
     let mut reply = Reply::new(201)

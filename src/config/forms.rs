@@ -1,5 +1,7 @@
 //! What a piece of text has to look like to be the value of a key. The keys stand in [`super::table`]; this file knows none of them.
 
+use crate::limits;
+
 const PEER_SECRET_BYTES_MIN: usize = 16;
 
 /// librdkafka options that other keys set, or that the guarantees of the gateway rest on.
@@ -40,12 +42,23 @@ const OPTIONS_OF_OURS: &[&str] = &[
     "transactional.id",
 ];
 
-pub fn is_id_byte(byte: u8) -> bool {
+pub fn is_id(text: &str) -> bool {
+    text.len() <= limits::NAME_BYTES_MAX && text.bytes().all(is_id_byte)
+}
+
+fn is_id_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"._-".contains(&byte)
 }
 
 pub fn is_address_or_empty(text: &str) -> bool {
     text.is_empty() || text.parse::<std::net::SocketAddr>().is_ok()
+}
+
+/// As browsers write it: without a path, a user or capitals.
+pub fn is_origin(text: &str) -> bool {
+    let Some(host) = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://")) else { return text == "*" };
+    let is_whole = is_host_port(host) || is_host_port(&format!("{host}:1"));
+    is_whole && !host.bytes().any(|byte| byte.is_ascii_uppercase())
 }
 
 pub fn is_host_port(text: &str) -> bool {
@@ -107,6 +120,26 @@ mod tests {
         }
         for bad in ["", "=zstd", "a.b.v1", "a.b.v1=brotli", "a*b=zstd", "a/b=zstd"] {
             assert!(!is_topic_compression(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn origins_are_those_of_browsers() {
+        for good in ["*", "https://app.example.org", "http://localhost:8080", "https://[::1]:1", "http://[::1]"] {
+            assert!(is_origin(good), "{good}");
+        }
+        for bad in [
+            "",
+            "null",
+            "app.example.org",
+            "https://",
+            "https://a/",
+            "https://A",
+            "ftp://a",
+            "https://a:0",
+            "http://u@a",
+        ] {
+            assert!(!is_origin(bad), "{bad}");
         }
     }
 

@@ -118,6 +118,8 @@ pub struct HttpConfig {
     pub max_requests: Option<u64>,
     /// `http.max_age_s` (0): how long a connection is used; none: as long as its client likes.
     pub max_age: Option<Duration>,
+    /// `http.origins`: pages of these may call, `*`: of any; empty: none.
+    pub origins: Vec<String>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -134,6 +136,10 @@ pub struct PublishConfig {
     pub batch_messages_max: usize,
     /// `pub.batch_memory_bytes_max` (256 MiB): what the batches under way on one shard may hold; over it: 429.
     pub batch_memory_bytes_max: usize,
+    /// `pub.idempotency_window_s` (600).
+    pub idempotency_window: Duration,
+    /// `pub.idempotency_keys_max` per shard.
+    pub idempotency_keys_max: usize,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -382,6 +388,7 @@ impl HttpConfig {
             write_timeout: millis(written, "http.write_timeout_ms"),
             max_requests: Some(written.int("http.max_requests")).filter(|max| *max > 0),
             max_age: Some(Duration::from_secs(written.int("http.max_age_s"))).filter(|max| !max.is_zero()),
+            origins: written.list("http.origins").to_vec(),
         }
     }
 }
@@ -395,6 +402,8 @@ impl PublishConfig {
             batch_bytes_max: size(written, "pub.batch_bytes_max"),
             batch_messages_max: size(written, "pub.batch_messages_max"),
             batch_memory_bytes_max: size(written, "pub.batch_memory_bytes_max"),
+            idempotency_window: Duration::from_secs(written.int("pub.idempotency_window_s")),
+            idempotency_keys_max: size(written, "pub.idempotency_keys_max"),
         }
     }
 }

@@ -287,6 +287,7 @@ fn another_value(path: &str, kind: &Kind, default: Preset) -> String {
         (Kind::List(_), _) if path == "kafka.options" => "socket.nagle.disable=true".to_owned(),
         (Kind::List(_), _) if path == "topics.compression" => "app1.*=zstd".to_owned(),
         (Kind::List(_), _) if path.ends_with("_from") => "10.0.0.0/8".to_owned(),
+        (Kind::List(_), _) if path == "http.origins" => "https://app.example.org".to_owned(),
         (Kind::List(_), _) => "broker:9092".to_owned(),
         (Kind::Text(_), _) if path.ends_with("addr") => "127.0.0.2:1".to_owned(),
         (Kind::Text(_), _) if path == "shard.cpus" => "2".to_owned(),

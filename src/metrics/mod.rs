@@ -88,6 +88,12 @@ cells! {
     pub_messages: "counter" "kateway_pub_messages_total",
     /// Bytes of published messages.
     pub_bytes: "counter" "kateway_pub_bytes_total",
+    /// Publishes with an Idempotency-Key that were answered as the first time.
+    idempotency_replayed: "counter" "kateway_pub_idempotency_replayed_total",
+    /// Idempotency keys forgotten before their time, for want of room.
+    idempotency_forgotten: "counter" "kateway_pub_idempotency_forgotten_total",
+    /// Idempotency keys this core remembers.
+    idempotency_keys: "gauge" "kateway_pub_idempotency_keys",
     /// Messages delivered to readers.
     sub_messages: "counter" "kateway_sub_messages_total",
     /// Bytes of delivered messages.

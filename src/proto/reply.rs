@@ -96,6 +96,12 @@ impl Reply {
         self.fields.extend_from_slice(b"\r\n");
     }
 
+    /// Fields as [`Reply::lines`] gave them.
+    pub fn add_lines(&mut self, lines: &[u8]) {
+        debug_assert!(lines.is_empty() || lines.ends_with(b"\r\n"), "whole lines");
+        self.fields.extend_from_slice(lines);
+    }
+
     /// A field with a number, without the formatting machinery's detours.
     pub fn number(mut self, name: &str, value: i64) -> Self {
         self.fields.extend_from_slice(name.as_bytes());
@@ -155,6 +161,7 @@ pub fn reason(status: u16) -> &'static str {
         414 => "URI Too Long",
         415 => "Unsupported Media Type",
         417 => "Expectation Failed",
+        422 => "Unprocessable Content",
         426 => "Upgrade Required",
         429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",

@@ -13,7 +13,7 @@ use crate::{
         bury,
         context::{Context, DataPlane},
         frame::{DrainPhase, Frame},
-        home, status, top,
+        home, idempotency, status, top,
     },
     config::resolve::Roles,
     limits,
@@ -101,6 +101,11 @@ impl Shard {
             Frame::Settle { key, grants, outcome, origin } => {
                 home::settle(&self.ctx, key, grants, outcome, origin);
             }
+            Frame::Begin { name, fingerprint, answer } => {
+                // As above; the right to run it then ends.
+                let _ = answer.send(Ok(idempotency::begin_here(&self.ctx, &name, &fingerprint)));
+            }
+            Frame::Conclude { name, outcome } => idempotency::conclude(&self.ctx, &name, outcome),
             Frame::Connection { socket, unread, arrival } => {
                 let connections = Rc::clone(&self.connections);
                 conn::spawn(&self.ctx, move |ctx| async move {
@@ -207,6 +212,7 @@ impl Shard {
                     self.connections.close_idle();
                 }
                 self.expire_leases();
+                idempotency::expire(&self.ctx);
                 self.gauges();
             }
             if renew.is_due(clock)

@@ -34,6 +34,7 @@ mod batches;
 mod command_line;
 mod commits;
 mod compression;
+mod cors;
 mod drain;
 mod faults;
 mod formats;
@@ -42,6 +43,7 @@ mod group_isolation;
 mod group_sharing;
 mod http2;
 mod http2_windows;
+mod idempotency;
 mod instruments;
 mod java_member;
 mod kafka_security;
@@ -80,6 +82,7 @@ mod tls_traffic;
 mod topic_names;
 mod topics;
 mod topics_again;
+mod trace_context;
 mod two_gateways;
 mod watchdog;
 mod where_time_goes;
@@ -128,6 +131,7 @@ const ALL: &[&[Case]] = &[
     command_line::CASES,
     compression::CASES,
     commits::CASES,
+    cors::CASES,
     drain::CASES,
     faults::CASES,
     formats::CASES,
@@ -136,6 +140,7 @@ const ALL: &[&[Case]] = &[
     group_sharing::CASES,
     http2::CASES,
     http2_windows::CASES,
+    idempotency::CASES,
     instruments::CASES,
     java_member::CASES,
     kafka_security::CASES,
@@ -173,6 +178,7 @@ const ALL: &[&[Case]] = &[
     topic_names::CASES,
     topics::CASES,
     topics_again::CASES,
+    trace_context::CASES,
     two_gateways::CASES,
     where_time_goes::CASES,
     watchdog::CASES,

@@ -1,21 +1,15 @@
 //! Keys of this process: `gateway`, `store`, `shard`. See [`super`] for what each says.
 
-use crate::{
-    config::{
-        cpus,
-        forms::{is_host_port, is_id_byte, is_peer_secret},
-        keys::{Form, Key, Kind, Preset},
-    },
-    limits,
+use crate::config::{
+    cpus,
+    forms::{is_host_port, is_id, is_peer_secret},
+    keys::{Form, Key, Kind, Preset},
 };
 
 pub const KEYS: &[Key] = &[
     Key {
         path: "gateway.id",
-        kind: Kind::Text(Form {
-            expected: "up to 64 letters, digits, `.`, `_`, `-`",
-            is_valid: |text| text.len() <= limits::NAME_BYTES_MAX && text.bytes().all(is_id_byte),
-        }),
+        kind: Kind::Text(Form { expected: "up to 64 letters, digits, `.`, `_`, `-`", is_valid: |text| is_id(text) }),
         default: Preset::Text(""),
         doc: "Name of this gateway, unique among all gateways of a cluster. Empty: `<hostname>-<pid>`.",
         hot: false,

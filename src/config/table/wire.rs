@@ -3,7 +3,7 @@
 use crate::{
     config::{
         Cidr,
-        forms::is_address_or_empty,
+        forms::{is_address_or_empty, is_origin},
         keys::{Form, Key, Kind, Preset},
     },
     limits,
@@ -70,6 +70,20 @@ pub const KEYS: &[Key] = &[
         default: Preset::Int(256 << 20),
         doc: "Bytes that bodies of batches under way may hold on one shard; over it: 429. A JSON document counts whole, lines and frames \
               with what they may have under way.",
+        hot: true,
+    },
+    Key {
+        path: "pub.idempotency_window_s",
+        kind: Kind::Int { min: 1, max: 86_400 },
+        default: Preset::Int(600),
+        doc: "Seconds an `Idempotency-Key` is remembered after its publish has finished: a repeat gets the first answer again.",
+        hot: true,
+    },
+    Key {
+        path: "pub.idempotency_keys_max",
+        kind: Kind::Int { min: 1, max: 10_000_000 },
+        default: Preset::Int(limits::IDEMPOTENCY_KEYS_MAX as u64),
+        doc: "Keys one shard remembers, in 64 MiB at most; over either the oldest is forgotten before its time, and counted.",
         hot: true,
     },
     Key {
@@ -257,6 +271,17 @@ pub const KEYS: &[Key] = &[
         }),
         default: Preset::List(&[]),
         doc: "Load balancers whose `X-Forwarded-For` is believed, written as http.proxy_from: the rightmost address in it that is none of theirs is the client.",
+        hot: true,
+    },
+    Key {
+        path: "http.origins",
+        kind: Kind::List(Form {
+            expected: "an origin such as `https://app.example.org` or `http://localhost:8080`, or `*` for any",
+            is_valid: |text| is_origin(text),
+        }),
+        default: Preset::List(&[]),
+        doc: "Origins whose pages may call the gateway from a browser (CORS): scheme, host, and port unless it is the scheme's own. `*`: \
+              any. Empty: none.",
         hot: true,
     },
 ];

@@ -153,6 +153,7 @@ impl Trial {
             write_timeout: Duration::from_millis(50),
             max_requests: None,
             max_age: None,
+            origins: Vec::new(),
         };
         let wire = Rc::new(Wire { room: Cell::new(usize::MAX), ..Wire::default() });
         let clock = Clock::default();

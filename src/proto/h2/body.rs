@@ -398,6 +398,7 @@ mod tests {
             write_timeout: second,
             max_requests: None,
             max_age: None,
+            origins: Vec::new(),
         };
         let socket = File::open("/dev/null").expect("it is there").into();
         let pulse = Pulse::new(Rc::new(Watch::new(Rc::new(socket), Clock::default(), 0)), &config);

@@ -57,10 +57,11 @@ suite: ## Run the tests from outside against the built binary (ONLY= to select)
 	$(CARGO) build $(PROFILE) --workspace --exclude kateway-direct --bins
 	KATEWAY_BIN=$(abspath $(KATEWAY)) $(CARGO) test $(PROFILE) --workspace --test suite -- $(ONLY)
 
-soak: ## Stream to a reader that stalls, for ten minutes, on a real Kafka; prints what was lost and how memory went
+soak: ## A reader that stalls for ten minutes on a real Kafka, and ZooKeeper away for a minute under load; prints what was lost and how memory went
 	@.ci/tools build test
 	$(CARGO) build $(PROFILE) --workspace --exclude kateway-direct --bins
 	KATEWAY_STREAM_S=600 KATEWAY_BIN=$(abspath $(KATEWAY)) $(CARGO) test $(PROFILE) --workspace --test suite -- streams::stalling_reader_soak
+	KATEWAY_ZOOKEEPER_S=60 KATEWAY_BIN=$(abspath $(KATEWAY)) $(CARGO) test $(PROFILE) --workspace --test suite -- discovery::
 
 bench: bench-tools ## Measure the target table, side by side, in 20 minutes at most; writes perf/results/
 	perf/bench --suite targets $(BENCH)

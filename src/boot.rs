@@ -5,7 +5,7 @@
 //! dies.
 
 use std::{
-    io::{self, Write},
+    io,
     net::SocketAddr,
     sync::{
         Arc, OnceLock,
@@ -30,6 +30,8 @@ use crate::{
         kicker::{Kicked, Kicker},
         log::Log,
         run::{self, Control, Signals},
+        takeover::{Door, Handed, Place, Predecessor},
+        zookeeper::Card,
     },
     error::StartError,
     kafka::KafkaStore,
@@ -74,8 +76,17 @@ type Sockets = Vec<(Socket, Roles)>;
 /// Every core's sockets, the control thread's, and where they are.
 type Bound = (Vec<Sockets>, Sockets, Addrs);
 
+/// Where the listening sockets come from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Start {
+    /// They are made.
+    Fresh,
+    /// A running gateway hands them over, and drains.
+    Takeover,
+}
+
 /// Runs the gateway until it is told to go.
-pub fn run(sources: Sources) -> Result<(), StartError> {
+pub fn run(sources: Sources, start: Start) -> Result<(), StartError> {
     let as_config =
         |errors: Vec<crate::config::ConfigError>| StartError::Config(errors.iter().map(ToString::to_string).collect());
     let settings = Settings::read(&sources).map_err(as_config)?;
@@ -92,7 +103,9 @@ pub fn run(sources: Sources) -> Result<(), StartError> {
     let shards = config.shard.count;
     let tls = certificates(&config)?;
     kafka_files_are_there(&config)?;
-    let (data_sockets, man_sockets, addrs) = bind(&config)?;
+    let mut predecessor = predecessor(&config, start)?;
+    let (data_sockets, man_sockets, addrs) = bind(&config, predecessor.as_mut())?;
+    let door = door(&config, start)?;
     config.gateway.advertise_bound(addrs.of("sub"));
     config.gateway.bound.clone_from(&addrs.0);
     let threads = limits::OFFLOAD_THREADS + limits::OFFLOAD_THREADS_PER_CORE * shards;
@@ -108,17 +121,18 @@ pub fn run(sources: Sources) -> Result<(), StartError> {
     };
     announce(&parts.config);
     let kicks: Vec<Arc<Kick>> = (0..=shards).map(|_| Arc::default()).collect();
-    let handles = start_cores(&parts, data_sockets, &kicks)?;
+    let handles = start_cores(&parts, data_sockets, start, &kicks)?;
     let _kicker = start_kicker(&parts, &kicks).map_err(StartError::Spawn)?;
-    print_ready(&addrs).map_err(StartError::Spawn)?;
     let control = move || {
         let Parts { config, mesh, metrics, offload, threads, .. } = parts;
         let ctx = Context::new(ShardId(shards), &config, mesh, metrics, offload, threads, None);
-        Control { ctx, man: man_sockets, tls, kick: Arc::clone(&kicks[shards]), signals, log, sources, settings }
+        let (kick, ready) = (Arc::clone(&kicks[shards]), ready_line(&addrs));
+        let card = Card::new(&config, [addrs.of("pub"), addrs.of("sub"), addrs.of("man")]);
+        Control { ctx, man: man_sockets, tls, kick, signals, log, sources, settings, door, predecessor, ready, card }
     };
     let executor = builder(Placement::Unbound, "control").make().map_err(spawn_error)?;
     let control = async move { run::run(control()).await };
-    executor.run(in_quick_queue(CONTROL_PREEMPT, control))?.map_err(StartError::Spawn)?;
+    executor.run(in_quick_queue(CONTROL_PREEMPT, control))??;
     for handle in handles {
         // A core that failed has said so; the process ends either way.
         let _ = handle.join();
@@ -185,29 +199,64 @@ fn kafka_files_are_there(config: &Config) -> Result<(), StartError> {
     if missing.is_empty() { Ok(()) } else { Err(StartError::Config(missing)) }
 }
 
-/// Binds every address once per core, before any core starts.
-fn bind(config: &Config) -> Result<Bound, StartError> {
+/// Asks the running gateway for its sockets.
+fn predecessor(config: &Config, start: Start) -> Result<Option<Predecessor>, StartError> {
+    if start == Start::Fresh {
+        return Ok(None);
+    }
+    let Some(path) = &config.gateway.takeover_socket else {
+        let unset = "gateway.takeover_socket: a takeover needs the path at which the running gateway listens";
+        return Err(StartError::Config(vec![unset.to_owned()]));
+    };
+    let failed = |error| StartError::Host(format!("cannot take over from {}: {error}", path.display()));
+    Predecessor::ask(path).map(Some).map_err(failed)
+}
+
+/// Where a successor of this gateway knocks. A successor itself opens it once it serves.
+fn door(config: &Config, start: Start) -> Result<Option<Door>, StartError> {
+    let Some(path) = config.gateway.takeover_socket.as_ref().filter(|_| start == Start::Fresh) else { return Ok(None) };
+    let failed = |error| StartError::Host(format!("cannot listen at {}: {error}", path.display()));
+    Door::open(path, false).map(Some).map_err(failed)
+}
+
+/// Binds every address once per core, before any core starts; or takes what a predecessor has of them.
+fn bind(config: &Config, mut predecessor: Option<&mut Predecessor>) -> Result<Bound, StartError> {
     let mut addrs = Addrs::default();
     let mut per_core: Vec<Sockets> = (0..config.shard.count).map(|_| Vec::new()).collect();
+    let mut handed = |addr, roles| predecessor.as_mut().map_or_else(Vec::new, |p| p.take(Place::new(addr, roles)));
     for ListenerConfig { addr, roles } in &config.data_listeners {
-        check_free(*addr)?;
-        // Port 0: the first core's port is everybody's.
-        let mut addr = *addr;
-        for sockets in &mut per_core {
-            let socket = listen(addr)?;
-            addr = bound_addr(&socket, addr)?;
-            sockets.push((socket, *roles));
+        let bound = spread(*addr, handed(*addr, *roles), config.shard.count)?;
+        addrs.note(*roles, bound_addr(&bound[0], *addr)?);
+        for (n, socket) in bound.into_iter().enumerate() {
+            per_core[n % config.shard.count].push((socket, *roles));
         }
-        addrs.note(*roles, addr);
     }
     let mut man = Vec::new();
     for ListenerConfig { addr, roles } in &config.man_listeners {
-        check_free(*addr)?;
-        let socket = listen(*addr)?;
-        addrs.note(*roles, bound_addr(&socket, *addr)?);
-        man.push((socket, *roles));
+        let bound = spread(*addr, handed(*addr, *roles), 1)?;
+        addrs.note(*roles, bound_addr(&bound[0], *addr)?);
+        man.extend(bound.into_iter().map(|socket| (socket, *roles)));
     }
     Ok((per_core, man, addrs))
+}
+
+/// Sockets of one address: at least one for each core. Of those that were handed over all are kept, since each has a queue of its own;
+/// what is missing joins them when it listens.
+fn spread(addr: SocketAddr, handed: Vec<Handed>, cores: usize) -> Result<Vec<Socket>, StartError> {
+    let mut sockets: Vec<Socket> = handed.into_iter().map(|handed| handed.socket).collect();
+    let is_handed = !sockets.is_empty();
+    // Port 0: the first one's port is everybody's.
+    let mut addr = if is_handed { bound_addr(&sockets[0], addr)? } else { addr };
+    if !is_handed {
+        check_free(addr)?;
+    }
+    let make = if is_handed { socket::reserve } else { socket::listen };
+    while sockets.len() < cores {
+        let made = make(addr).map_err(|source| StartError::Bind { addr, source })?;
+        addr = bound_addr(&made, addr)?;
+        sockets.push(made);
+    }
+    Ok(sockets)
 }
 
 fn check_free(addr: SocketAddr) -> Result<(), StartError> {
@@ -215,10 +264,6 @@ fn check_free(addr: SocketAddr) -> Result<(), StartError> {
         return Err(StartError::Bind { addr, source: io::ErrorKind::AddrInUse.into() });
     }
     Ok(())
-}
-
-fn listen(addr: SocketAddr) -> Result<Socket, StartError> {
-    socket::listen(addr).map_err(|source| StartError::Bind { addr, source })
 }
 
 fn bound_addr(socket: &Socket, addr: SocketAddr) -> Result<SocketAddr, StartError> {
@@ -271,7 +316,12 @@ fn announce(config: &Config) {
     }
 }
 
-fn start_cores(parts: &Parts, sockets: Vec<Sockets>, kicks: &[Arc<Kick>]) -> Result<Vec<CoreHandle>, StartError> {
+fn start_cores(
+    parts: &Parts,
+    sockets: Vec<Sockets>,
+    start: Start,
+    kicks: &[Arc<Kick>],
+) -> Result<Vec<CoreHandle>, StartError> {
     let (up, came_up) = mpsc::channel();
     let config = &parts.config.shard;
     let mut handles = Vec::with_capacity(config.count);
@@ -288,7 +338,7 @@ fn start_cores(parts: &Parts, sockets: Vec<Sockets>, kicks: &[Arc<Kick>]) -> Res
                 let _ = threads[n].set(thread);
             });
             let ctx = Context::new(ShardId(n), &config, mesh, metrics, offload, threads, Some(data));
-            let made = known.and_then(|()| Shard::new(ctx, sockets, acceptor, kick));
+            let made = known.and_then(|()| Shard::new(ctx, sockets, acceptor, start == Start::Fresh, kick));
             // The start may have been given up meanwhile.
             let _ = up.send(made.as_ref().map(|_| ()).map_err(|error| io::Error::new(error.kind(), error.to_string())));
             drop(up);
@@ -339,15 +389,13 @@ fn start_kicker(parts: &Parts, kicks: &[Arc<Kick>]) -> io::Result<Option<Kicker>
 }
 
 /// The one line on stdout that says where the gateway serves.
-fn print_ready(addrs: &Addrs) -> io::Result<()> {
+fn ready_line(addrs: &Addrs) -> String {
     let shown = |name| addrs.of(name).map_or_else(|| "-".to_owned(), |addr| addr.to_string());
     let mut line = format!("ready pub={} sub={} man={}", shown("pub"), shown("sub"), shown("man"));
     for (name, addr) in addrs.0.iter().filter(|(name, _)| name.ends_with("_tls")) {
         line.extend([" ", name, "=", &addr.to_string()]);
     }
-    let mut stdout = io::stdout().lock();
-    writeln!(stdout, "{line}")?;
-    stdout.flush()
+    line
 }
 
 /// A core that unwinds takes the process with it: half a gateway would lose requests in silence.

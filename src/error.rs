@@ -35,3 +35,5 @@ impl std::fmt::Display for StartError {
         }
     }
 }
+
+impl std::error::Error for StartError {}

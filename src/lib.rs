@@ -6,7 +6,7 @@
 //!   proto: HTTP/1.1, HTTP/2            ...                          control: man listener, signals, drain, reload
 //!   api: plan > run                                                 offload: Kafka calls that may stall a core; bounded
 //!   store: kafka | memory | null
-//!   groups this core is home of        groups this core is home of
+//!   groups this core is home of        groups this core is home of   zookeeper: presence; nobody waits for it
 //!         \____________________ mesh: bounded inboxes ____________________/
 //! ```
 //!

@@ -111,6 +111,10 @@ pub const PEEK_MS_MAX: u64 = 3_000;
 pub const GROUPS_LISTED_MAX: usize = 10_000;
 /// Topics a core keeps handles for; over it: 503 for topics not yet used.
 pub const TOPICS_MAX: usize = 20_000;
+/// Listening sockets in one message to a successor; the kernel takes 253.
+pub const TAKEOVER_SOCKETS_PER_MESSAGE: usize = 64;
+/// Such a message: what each socket serves takes some hundred bytes.
+pub const TAKEOVER_MESSAGE_BYTES_MAX: usize = 64 * 1024;
 
 const _: () = assert!(READ_BUFFER_BYTES >= HEAD_BYTES_MAX + 1024);
 const _: () = assert!(TARGET_BYTES_MAX < HEAD_BYTES_MAX);

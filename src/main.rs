@@ -3,7 +3,13 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
-use kateway::{api::codes, boot, config, control::doctor, error::StartError};
+use kateway::{
+    api::codes,
+    boot::{self, Start},
+    config,
+    control::{doctor, zookeeper::haproxy},
+    error::StartError,
+};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -20,6 +26,8 @@ struct Arguments {
 enum Command {
     /// Starts the gateway in the foreground.
     Run(Options),
+    /// Starts a gateway that takes the listeners over from the running one, which then drains: no connection is lost.
+    Takeover(Options),
     /// Validates the configuration and prints what is in effect.
     Check {
         #[command(flatten)]
@@ -33,6 +41,56 @@ enum Command {
     },
     /// Examines the host and the brokers; starts nothing.
     Doctor(Options),
+    /// Renders HAProxy's configuration from the gateways that are entered in ZooKeeper.
+    Haproxy {
+        #[command(flatten)]
+        options: Options,
+        #[command(flatten)]
+        balancer: Balancer,
+    },
+}
+
+#[derive(Args)]
+struct Balancer {
+    /// Goes on: writes --out and reloads HAProxy whenever the gateways change; an empty list changes nothing.
+    #[arg(long, requires = "out", conflicts_with = "once")]
+    watch: bool,
+    /// Writes or prints the configuration once, as without --watch.
+    #[arg(long)]
+    once: bool,
+    /// File to write instead of printing.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Template instead of the built-in one (config/haproxy.cfg.in).
+    #[arg(long, value_name = "FILE")]
+    template: Option<PathBuf>,
+    /// Where HAProxy serves publishing.
+    #[arg(long, value_name = "ADDR", default_value = "*:8191")]
+    bind_pub: String,
+    /// Where HAProxy serves subscribing.
+    #[arg(long, value_name = "ADDR", default_value = "*:8192")]
+    bind_sub: String,
+    /// Shell command that reloads HAProxy.
+    #[arg(long, value_name = "CMD", requires = "watch")]
+    reload: Option<String>,
+    /// File with the process id of HAProxy's master (haproxy -W -p FILE), which is sent SIGUSR2.
+    #[arg(long, value_name = "FILE", requires = "watch")]
+    pid_file: Option<PathBuf>,
+}
+
+impl Balancer {
+    fn options(self) -> haproxy::Options {
+        let Self { watch, once: _, out, template, bind_pub, bind_sub, reload, pid_file } = self;
+        haproxy::Options {
+            watches: watch,
+            out,
+            template,
+            bind_publish: bind_pub,
+            bind_subscribe: bind_sub,
+            reload,
+            pid_file,
+        }
+    }
 }
 
 #[derive(Args)]
@@ -80,7 +138,8 @@ impl Options {
 
 fn main() -> ExitCode {
     match Arguments::parse().command {
-        Command::Run(options) => ended(boot::run(options.sources())),
+        Command::Run(options) => ended(boot::run(options.sources(), Start::Fresh)),
+        Command::Takeover(options) => ended(boot::run(options.sources(), Start::Takeover)),
         Command::Check { codes: true, .. } => print(&codes::markdown()),
         Command::Check { sample: true, .. } => print(&config::render::sample()),
         Command::Check { options, .. } => match config::effective_toml(&options.sources()) {
@@ -91,7 +150,18 @@ fn main() -> ExitCode {
             Ok(config) => ExitCode::from(doctor::run(&config)),
             Err(errors) => ended(Err(StartError::Config(errors.iter().map(ToString::to_string).collect()))),
         },
+        Command::Haproxy { options, balancer } => ended(balance(&options.sources(), balancer)),
     }
+}
+
+/// Brokers play no part: without a store of its own the command takes any.
+fn balance(sources: &config::Sources, balancer: Balancer) -> Result<(), StartError> {
+    let mut sources = sources.clone();
+    sources.flags.insert(0, ("store.kind".to_owned(), "null".to_owned()));
+    let as_config =
+        |errors: Vec<config::ConfigError>| StartError::Config(errors.iter().map(ToString::to_string).collect());
+    let config = config::load(&sources).map_err(as_config)?;
+    haproxy::run(&config, &balancer.options()).map_err(StartError::Host)
 }
 
 fn print(text: &str) -> ExitCode {

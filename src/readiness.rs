@@ -334,6 +334,21 @@ impl ListenSocket {
         .await
     }
 
+    /// The same socket, for another process or executor.
+    pub fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.0.fd.try_clone()
+    }
+
+    /// No more of what happens to it is told here. One that others hold too would be told of for as long as they hold it.
+    pub fn unwatch(&self) {
+        let _ = epoll::delete(&self.0.set.epoll, &*self.0.fd);
+    }
+
+    /// Has the kernel take connections in; one that does already goes on.
+    pub fn listen(&self, backlog: i32) -> io::Result<()> {
+        Ok(net::listen(&*self.0.fd, backlog)?)
+    }
+
     /// A connection the kernel already holds; `WouldBlock` when there is none.
     pub fn accept_now(&self) -> io::Result<Socket> {
         let fd = net::accept_with(&*self.0.fd, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;

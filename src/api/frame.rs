@@ -5,7 +5,7 @@
 //! wherever it is dropped, even inside a channel whose other end has gone, the messages go back to their group.
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     os::fd::OwnedFd,
     sync::Arc,
     time::{Duration, Instant},
@@ -24,7 +24,7 @@ use super::{
     top::Top,
 };
 use crate::{
-    config::resolve::Config,
+    config::resolve::{Config, Roles},
     mesh::{Mesh, ShardId},
     proto::tls::Acceptor,
     store::{Acked, Delivery, FetchSpec, Grant, Offset, Outcome, Partition, Reset, TagFilter},
@@ -168,6 +168,14 @@ pub enum Origin {
     Peer(Arc<str>),
 }
 
+/// A duplicate of a listening socket, and what it serves.
+#[derive(Debug)]
+pub struct Listening {
+    pub addr: SocketAddr,
+    pub roles: Roles,
+    pub fd: OwnedFd,
+}
+
 #[derive(Debug)]
 pub enum Frame {
     Fetch {
@@ -219,6 +227,14 @@ pub enum Frame {
     Top {
         answer: oneshot::Sender<Top>,
     },
+    /// For a successor.
+    Listening {
+        answer: oneshot::Sender<Vec<Listening>>,
+    },
+    /// A successor accepts from the same sockets.
+    StopAccepting,
+    /// What was adopted from a predecessor is to be served from now on.
+    Accept,
     Drain(DrainPhase),
     /// Flush, commit, leave; answered when done.
     Finish {

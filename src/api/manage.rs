@@ -3,7 +3,10 @@
 //! `alive` and `livez` say that the process runs; `readyz` says that it is worth sending requests: every core answers, no
 //! drain, a cluster is reachable. Numbers are added up here, when asked, and nowhere else.
 
-use std::rc::Rc;
+use std::{
+    rc::Rc,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use serde_json::{Value, json};
 
@@ -16,7 +19,10 @@ use super::{
     status,
 };
 use crate::{
-    metrics::export::{Sample, Scrape},
+    metrics::{
+        export::{Sample, Scrape},
+        session::{Presence, SESSION},
+    },
     proto::{Head, Reply, tls},
 };
 
@@ -109,6 +115,7 @@ async fn metrics(ctx: &Rc<Context>, stamp: &Stamp) -> Result<Reply, Problem> {
     }
     samples.extend(lag_samples(&gathered));
     samples.extend(skew_samples(ctx));
+    samples.extend(presence_samples());
     let batches = gathered.into_iter().filter_map(|(id, status)| Some((id.0, status?.batches))).collect();
     let (shards, outcomes) = (ctx.all_metrics.to_vec(), super::outcome_labels());
     let tls_failures = &tls::Failure::NAMES;
@@ -154,6 +161,41 @@ fn skew_samples(ctx: &Context) -> Vec<Sample> {
         })
     };
     rows.into_iter().filter_map(sample).collect()
+}
+
+fn presence_samples() -> Vec<Sample> {
+    if SESSION.presence() == Presence::Off {
+        return Vec::new();
+    }
+    let sample = |name, help, kind, value| Sample { name, help, kind, labels: Vec::new(), value };
+    let is_registered = u64::from(SESSION.presence() == Presence::Registered);
+    let number = |cell: &AtomicU64| float(cell.load(Ordering::Relaxed));
+    vec![
+        sample(
+            "kateway_zookeeper_registered",
+            "1 while this gateway is entered in ZooKeeper.",
+            "gauge",
+            float(is_registered),
+        ),
+        sample(
+            "kateway_zookeeper_sessions_total",
+            "Sessions begun with ZooKeeper.",
+            "counter",
+            number(&SESSION.sessions),
+        ),
+        sample(
+            "kateway_zookeeper_registrations_total",
+            "Times this gateway entered itself in ZooKeeper.",
+            "counter",
+            number(&SESSION.registrations),
+        ),
+        sample(
+            "kateway_zookeeper_replaced_total",
+            "Sessions given up because a call to ZooKeeper did not return.",
+            "counter",
+            number(&SESSION.replaced),
+        ),
+    ]
 }
 
 #[allow(clippy::cast_precision_loss)] // Prometheus values are floats.

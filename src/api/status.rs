@@ -1,15 +1,20 @@
 //! What a core says about itself when asked, and how the answers of all cores become one document.
 
-use std::{rc::Rc, time::Duration};
+use std::{
+    rc::Rc,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 
 use futures_channel::oneshot;
 use serde_json::{Value, json};
 
 use super::{backend::ClientCounter, context::Context, frame::Frame, top};
 use crate::{
+    config::Config,
     limits,
     mesh::ShardId,
-    metrics::{Histogram, HistogramSnapshot, ShardMetrics, SizesSnapshot, process::ProcessSize},
+    metrics::{Histogram, HistogramSnapshot, ShardMetrics, SizesSnapshot, process::ProcessSize, session::SESSION},
     store::{GroupStatus, Store},
 };
 
@@ -114,6 +119,7 @@ pub async fn document(ctx: &Rc<Context>) -> Value {
         "skew": { "connections": connection_skew(ctx), "messages": ctx.recent.borrow().message_skew },
         "top": top::document(ctx).await,
         "process": process_json(ctx, groups_open),
+        "zookeeper": zookeeper_json(&config),
         "offload": { "queued": ctx.offload.queued(), "refused_total": ctx.offload.refused_total() },
         "limits": limits_json(ctx),
     })
@@ -160,6 +166,19 @@ fn process_json(ctx: &Context, groups: usize) -> Value {
         "resident_bytes": now.resident_bytes,
         "threads_per_group": per_group(now.threads, before.threads),
         "resident_bytes_per_group": per_group(now.resident_bytes, before.resident_bytes),
+    })
+}
+
+/// The gateway's presence in ZooKeeper.
+fn zookeeper_json(config: &Config) -> Value {
+    let number = |cell: &AtomicU64| cell.load(Ordering::Relaxed);
+    json!({
+        "state": SESSION.presence().name(),
+        "connected": SESSION.is_connected(),
+        "zone": config.zookeeper.zone,
+        "sessions_total": number(&SESSION.sessions),
+        "registrations_total": number(&SESSION.registrations),
+        "replaced_total": number(&SESSION.replaced),
     })
 }
 

@@ -26,10 +26,12 @@ mod tests;
 
 pub use cidr::Cidr;
 pub use error::ConfigError;
+pub use forms::{is_host_port, is_id};
 pub use model::{Sources, key_value};
 pub use resolve::{
     Config, DrainConfig, GatewayConfig, Host, HttpConfig, KafkaConfig, ListenerConfig, LogConfig, MemoryConfig,
     NullConfig, PublishConfig, Roles, ShardConfig, StoreKind, SubscribeConfig, TestConfig, TopicsConfig,
+    ZooKeeperConfig,
 };
 pub use security::{BalancersConfig, CertificateFiles, KafkaSecurityConfig, TlsConfig};
 

@@ -57,6 +57,7 @@ pub struct Config {
     pub null: NullConfig,
     pub drain: DrainConfig,
     pub log: LogConfig,
+    pub zookeeper: ZooKeeperConfig,
     pub test: TestConfig,
 }
 
@@ -78,6 +79,8 @@ pub struct GatewayConfig {
     pub advertise: Option<String>,
     /// `gateway.peer_secret`; `None`: not set.
     pub peer_secret: Option<String>,
+    /// `gateway.takeover_socket`; `None`: nobody can take over.
+    pub takeover_socket: Option<PathBuf>,
     /// Where the listeners were bound, by the names of the line `ready`; nothing before that.
     pub bound: Vec<(&'static str, SocketAddr)>,
 }
@@ -248,6 +251,16 @@ pub struct LogConfig {
     pub file: Option<PathBuf>,
 }
 
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ZooKeeperConfig {
+    /// `zookeeper.servers`, `HOST:PORT` each; empty: presence is off.
+    pub servers: Vec<String>,
+    /// `zookeeper.zone` (`default`).
+    pub zone: String,
+    /// `zookeeper.session_timeout_ms` (6,000).
+    pub session_timeout: Duration,
+}
+
 /// Switches that break a promise on purpose, so that tests can be seen red. Named at start when on.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct TestConfig {
@@ -308,6 +321,11 @@ impl Config {
                 json: written.text("log.format") == "json",
                 file: Some(written.text("log.file")).filter(|file| !file.is_empty()).map(PathBuf::from),
             },
+            zookeeper: ZooKeeperConfig {
+                servers: written.list("zookeeper.servers").to_vec(),
+                zone: written.text("zookeeper.zone").to_owned(),
+                session_timeout: millis(written, "zookeeper.session_timeout_ms"),
+            },
             test: TestConfig {
                 answer_before_report: written.bool("test.answer_before_report"),
                 break_clients: Some(millis(written, "test.break_clients_ms")).filter(|after| !after.is_zero()),
@@ -327,8 +345,13 @@ impl GatewayConfig {
             id => id.to_owned(),
         };
         let given = |path| Some(written.text(path)).filter(|text| !text.is_empty()).map(str::to_owned);
-        let (advertise, peer_secret) = (given("gateway.advertise"), given("gateway.peer_secret"));
-        Self { id, advertise, peer_secret, bound: Vec::new() }
+        Self {
+            id,
+            advertise: given("gateway.advertise"),
+            peer_secret: given("gateway.peer_secret"),
+            takeover_socket: given("gateway.takeover_socket").map(PathBuf::from),
+            bound: Vec::new(),
+        }
     }
 
     /// Fills in where the sub role was bound, unless the operator said where it is reached. An address that means every address of
@@ -342,13 +365,14 @@ impl GatewayConfig {
 
 impl fmt::Debug for GatewayConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { id, advertise, peer_secret, bound } = self;
+        let Self { id, advertise, peer_secret, takeover_socket, bound } = self;
         let peer_secret = peer_secret.as_ref().map(|_| "***");
         f.debug_struct("GatewayConfig")
             .field("id", id)
             .field("advertise", advertise)
             .field("peer_secret", &peer_secret)
             .field("bound", bound)
+            .field("takeover_socket", &takeover_socket)
             .finish()
     }
 }

@@ -180,7 +180,7 @@ fn relations_are_held() {
 
 #[test]
 fn what_is_not_built_is_refused_and_never_shown() {
-    for (path, value) in [("handoff.dir", "/d"), ("zookeeper.servers", "z:2181"), ("tenancy.mode", "file")] {
+    for (path, value) in [("handoff.dir", "/d"), ("tenancy.mode", "file")] {
         let errors = resolve(&flags(&[("store", "memory"), (path, value)])).expect_err("it is not built");
         assert_eq!((errors.len(), &errors[0].problem), (1, &Problem::NotBuilt), "{path}");
     }

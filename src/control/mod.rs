@@ -9,3 +9,5 @@ pub mod host;
 pub mod kicker;
 pub mod log;
 pub mod run;
+pub mod takeover;
+pub mod zookeeper;

@@ -9,7 +9,7 @@
 //! Control thread. It sees the cores only through frames and through the counters they publish.
 
 use std::{
-    io,
+    io::{self, Write},
     os::unix::net::UnixStream,
     process,
     rc::Rc,
@@ -21,7 +21,12 @@ use futures_channel::oneshot;
 use futures_lite::AsyncReadExt;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use super::{certificates, log::Log};
+use super::{
+    certificates,
+    log::Log,
+    takeover::{Door, Predecessor},
+    zookeeper::{Card, Presence},
+};
 use crate::{
     api::{
         context::{Context, Recent},
@@ -29,6 +34,7 @@ use crate::{
         status,
     },
     config::{Host, Roles, Settings, Sources},
+    error::StartError,
     mesh::{Kick, ShardId},
     metrics::Cells,
     proto::{
@@ -43,6 +49,12 @@ use crate::{
 
 /// Exit code of a drain that a second signal cut short.
 pub const EXIT_CUT: i32 = 3;
+/// Between two looks at the thread that speaks with ZooKeeper.
+const PRESENCE_LOOK: Duration = Duration::from_secs(1);
+/// What the removal of this gateway's node may take beyond the notice.
+const WITHDRAWN_WITHIN: Duration = Duration::from_secs(2);
+/// What a successor is given to reach a cluster.
+const READY_WITHIN: Duration = Duration::from_secs(20);
 /// What is looked back at: long enough to mean something, short enough to be of now.
 const RECENT: Duration = Duration::from_secs(5);
 /// How often the drain looks whether the connections are gone.
@@ -66,6 +78,21 @@ pub struct Control {
     pub log: Log,
     pub sources: Sources,
     pub settings: Settings,
+    /// Where a successor knocks.
+    pub door: Option<Door>,
+    /// Whose listeners these are until this gateway serves.
+    pub predecessor: Option<Predecessor>,
+    /// What stdout is told then.
+    pub ready: String,
+    /// What ZooKeeper is told.
+    pub card: Card,
+}
+
+/// Why a gateway goes away.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Cause {
+    Signal,
+    Successor,
 }
 
 /// Signals as byte streams; registered before anything is served.
@@ -88,38 +115,108 @@ impl Signals {
 }
 
 /// Runs until the drain has ended.
-pub async fn run(control: Control) -> io::Result<()> {
-    let Control { ctx, man, tls, kick, signals, log, sources, settings } = control;
+pub async fn run(control: Control) -> Result<(), StartError> {
+    serve(control).await.map_err(|error| match error.downcast() {
+        Ok(error) => error,
+        Err(error) => StartError::Spawn(error),
+    })
+}
+
+async fn serve(control: Control) -> io::Result<()> {
+    let Control { ctx, man, tls, kick, signals, log, sources, settings, door, predecessor, ready, card } = control;
     let connections = Rc::new(Connections::default());
     if let Some((keeper, acceptor)) = tls {
         connections.tls.replace(Some(acceptor));
         glommio::spawn_local(certificates::watch(Rc::clone(&ctx), Rc::clone(&connections), keeper)).detach();
     }
-    for (socket, roles) in man {
-        let listener = Listener::new(socket, roles, Rc::clone(&ctx), Rc::clone(&connections))?;
-        glommio::spawn_local(listener.run()).detach();
-    }
+    let man =
+        man.into_iter().map(|(socket, roles)| Listener::new(socket, roles, Rc::clone(&ctx), Rc::clone(&connections)));
+    let man = man.collect::<io::Result<Vec<_>>>()?;
     connections.note_work(Arc::clone(&kick))?;
     glommio::spawn_local(tick(Rc::clone(&ctx), kick, connections)).detach();
     glommio::spawn_local(reload(Rc::clone(&ctx), Socket::adopt(signals.reload.into())?, log, sources, settings))
         .detach();
     let mut terminate = Socket::adopt(signals.terminate.into())?;
     let mut interrupt = Socket::adopt(signals.interrupt.into())?;
-    wait_for_either(&mut terminate, &mut interrupt).await;
+    let door = accept(&ctx, &man, door, predecessor).await?;
+    let presence = Presence::start(&ctx.config(), card)?;
+    print(&ready)?;
+    let watched = glommio::spawn_local(watch_presence(presence.clone()));
+    let told = async {
+        wait_for_either(&mut terminate, &mut interrupt).await;
+        Cause::Signal
+    };
+    let succeeded = async {
+        let Some(door) = &door else { return std::future::pending().await };
+        door.wait(&ctx, &man).await;
+        Cause::Successor
+    };
+    let cause = futures_lite::future::or(told, succeeded).await;
+    drop(door);
+    watched.cancel().await;
     let again = glommio::spawn_local({
         let ctx = Rc::clone(&ctx);
         async move {
+            if cause == Cause::Successor {
+                // What it is told it does already.
+                wait_for_either(&mut terminate, &mut interrupt).await;
+            }
             wait_for_either(&mut terminate, &mut interrupt).await;
             cut(&ctx);
         }
     });
-    let all_finished = drain(&ctx).await;
+    let all_finished = drain(&ctx, cause, presence.as_ref()).await;
     if !all_finished {
         // Joining a core that does not answer could take for ever.
         process::exit(0);
     }
     again.cancel().await;
     Ok(())
+}
+
+/// Serves from here on, alone. Gives where a successor knocks.
+async fn accept(
+    ctx: &Rc<Context>,
+    man: &[Rc<Listener>],
+    door: Option<Door>,
+    predecessor: Option<Predecessor>,
+) -> io::Result<Option<Door>> {
+    if predecessor.is_some() {
+        wait_until_ready(ctx).await?;
+        for shard in ctx.mesh.shard_ids() {
+            ctx.mesh.settle(shard, Frame::Accept);
+        }
+    }
+    for listener in man {
+        glommio::spawn_local(Rc::clone(listener).run()).detach();
+    }
+    let Some(predecessor) = predecessor else { return Ok(door) };
+    predecessor.relieve().await;
+    let config = ctx.config();
+    let Some(path) = &config.gateway.takeover_socket else { return Ok(None) };
+    Ok(Door::open(path, true).inspect_err(|error| tracing::error!(%error, "no successor can take over")).ok())
+}
+
+/// A successor accepts nothing before each of its cores reaches a cluster: until then its predecessor serves better.
+async fn wait_until_ready(ctx: &Context) -> io::Result<()> {
+    let deadline = Instant::now() + READY_WITHIN;
+    loop {
+        let gathered = status::gather(ctx).await;
+        if gathered.iter().all(|(_, core)| core.as_ref().is_some_and(|core| core.reachable)) {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            let reason = format!("no Kafka cluster was reached within {READY_WITHIN:?}: the running gateway goes on");
+            return Err(io::Error::other(StartError::Host(reason)));
+        }
+        glommio::timer::sleep(LOOK_EVERY).await;
+    }
+}
+
+fn print(line: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "{line}")?;
+    stdout.flush()
 }
 
 async fn wait_for_either(terminate: &mut Socket, interrupt: &mut Socket) {
@@ -190,12 +287,21 @@ fn total(ctx: &Context, pick: impl Fn(&Cells) -> u64) -> u64 {
     ctx.all_metrics.iter().map(|metrics| pick(&metrics.cells)).sum()
 }
 
-async fn drain(ctx: &Rc<Context>) -> bool {
+async fn drain(ctx: &Rc<Context>, cause: Cause, presence: Option<&Presence>) -> bool {
     let config = ctx.config().drain.clone();
     let deadline = Instant::now() + config.timeout;
-    tracing::info!(notice_s = config.notice.as_secs(), timeout_s = config.timeout.as_secs(), "draining");
+    // A balancer has nothing to notice where a successor accepts already.
+    let notice = if cause == Cause::Signal { config.notice } else { Duration::ZERO };
+    tracing::info!(notice_s = notice.as_secs(), timeout_s = config.timeout.as_secs(), "draining");
+    // Deregister first: whoever renders a balancer's configuration takes a moment to see us go.
+    if let Some(presence) = presence {
+        presence.withdraw();
+    }
     broadcast(ctx, DrainPhase::Notice);
-    glommio::timer::sleep(config.notice).await;
+    glommio::timer::sleep(notice).await;
+    if presence.is_some() {
+        within(WITHDRAWN_WITHIN, withdrawn()).await;
+    }
     broadcast(ctx, DrainPhase::Closing);
     let open = |ctx: &Context| total(ctx, |c| c.connections.get());
     let finish_within = FINISH_WITHIN.min(config.timeout / 4);
@@ -212,6 +318,21 @@ async fn drain(ctx: &Rc<Context>) -> bool {
         tracing::warn!(connections = open(ctx), "the drain time is over; open connections are cut");
     }
     finish(ctx, deadline).await
+}
+
+/// The node is gone. A ZooKeeper that does not answer forgets it by itself.
+async fn withdrawn() {
+    while !Presence::is_withdrawn() {
+        glommio::timer::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Has an owner whose call to ZooKeeper does not return replaced.
+async fn watch_presence(presence: Option<Presence>) {
+    while let Some(presence) = &presence {
+        glommio::timer::sleep(PRESENCE_LOOK).await;
+        presence.look();
+    }
 }
 
 /// Tells every core to flush, commit and leave, and waits for them until the deadline. Gives whether all did.

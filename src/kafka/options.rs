@@ -244,8 +244,13 @@ mod tests {
 
     #[test]
     fn a_member_says_where_its_gateway_is() {
-        let mut gateway =
-            GatewayConfig { id: "gw-1".to_owned(), advertise: None, peer_secret: None, bound: Vec::new() };
+        let mut gateway = GatewayConfig {
+            id: "gw-1".to_owned(),
+            advertise: None,
+            peer_secret: None,
+            takeover_socket: None,
+            bound: Vec::new(),
+        };
         assert_eq!(member_name(&gateway), "kateway-gw-1");
         gateway.advertise = Some("10.0.0.1:9192".to_owned());
         assert_eq!(member_name(&gateway), "kateway-gw-1@10.0.0.1:9192");

@@ -8,6 +8,7 @@ pub mod export;
 pub mod histogram;
 pub mod hitters;
 pub mod process;
+pub mod session;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -89,6 +89,8 @@ pub struct Watch {
     requests: Cell<u64>,
     /// Between 0 and 255: connections that were opened together do not grow old together.
     spread: u8,
+    /// The deadline that [`Watch::unchanged_ms`] has seen, and since when.
+    seen: Cell<(u64, u64)>,
     /// No further request is wanted; whoever waits for one looks once more and ends.
     closing: Cell<bool>,
     reader: RefCell<Option<Waker>>,
@@ -100,6 +102,7 @@ impl Watch {
             requests: Cell::new(0),
             spread,
             opened_ms: clock.now_ms(),
+            seen: Cell::default(),
             closing: Cell::new(false),
             reader: RefCell::default(),
             socket,
@@ -148,6 +151,16 @@ impl Watch {
         let age_max = age_max?;
         let own = age_max.saturating_sub(age_max / 4 * u32::from(self.spread) / 255);
         Some(own.saturating_sub(Duration::from_millis(self.age_ms())))
+    }
+
+    /// How long it has been in its phase, as far as calls of this have seen: each phase has a deadline of its own.
+    pub fn unchanged_ms(&self) -> u64 {
+        let (deadline_ms, since_ms) = self.seen.get();
+        if deadline_ms == self.deadline_ms.get() {
+            return self.clock.now_ms().saturating_sub(since_ms);
+        }
+        self.seen.set((self.deadline_ms.get(), self.clock.now_ms()));
+        0
     }
 
     /// Ends the wait for a next request.

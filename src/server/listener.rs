@@ -7,9 +7,10 @@ use std::{cell::RefCell, io, net::SocketAddr, os::fd::OwnedFd, rc::Rc, time::Dur
 use super::{
     Connections, conn,
     preface::{self, Door},
+    socket::BACKLOG,
 };
 use crate::{
-    api::context::Context,
+    api::{context::Context, frame::Listening},
     config::Roles,
     limits,
     readiness::{ListenSocket, Socket},
@@ -46,9 +47,22 @@ impl Listener {
         Ok(Rc::new(Self { addr, roles, socket, closed: Notify::default(), ctx, connections }))
     }
 
+    /// Its socket, for a successor; `None` once closed.
+    pub fn listening(&self) -> Option<Listening> {
+        let socket = self.socket.borrow().clone()?;
+        let fd =
+            socket.duplicate().inspect_err(|error| tracing::warn!(%error, "a socket cannot be duplicated")).ok()?;
+        Some(Listening { addr: self.addr, roles: self.roles, fd })
+    }
+
     /// Accepts until [`Listener::close`].
     pub async fn run(self: Rc<Self>) {
         let mut accepted = 0_usize;
+        if let Some(socket) = &*self.socket.borrow()
+            && let Err(error) = socket.listen(BACKLOG)
+        {
+            tracing::error!(%error, addr = %self.addr, "no connection is taken in");
+        }
         loop {
             let Some(socket) = self.socket.borrow().clone() else { return };
             let next = async { Some(socket.accept().await) };
@@ -75,9 +89,10 @@ impl Listener {
         }
     }
 
-    /// Serves what the kernel already took in, then stops listening.
+    /// Serves what the kernel already took in, then stops listening. Where a successor holds the socket too, it goes on there.
     pub fn close(&self) {
         let Some(socket) = self.socket.borrow_mut().take() else { return };
+        socket.unwatch();
         self.serve_pending(&socket);
         self.closed.ring();
     }

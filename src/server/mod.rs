@@ -24,6 +24,8 @@ use crate::{
 
 /// A connection accepted so lately may have its first request still on the wire.
 const FRESH_MS: u64 = 1_000;
+/// A client that has said nothing for so long is not in the middle of its work.
+const QUIET_MS: u64 = 300;
 /// Between two sweeps of the deadlines, on every core.
 pub const SWEEP_MS: u64 = 100;
 
@@ -93,10 +95,11 @@ impl Connections {
         expired
     }
 
-    /// Ends connections that wait for a next request; a request already in the socket is still read and answered.
+    /// Ends connections that have waited a while for a next request; a request already in the socket is still read and answered. One
+    /// whose client is at work is not closed under a request that is on its way: its next answer says that it ends.
     pub fn close_idle(&self) {
         for (_, watch) in &*self.open.borrow() {
-            if watch.phase() == Phase::Idle && watch.age_ms() > FRESH_MS {
+            if watch.phase() == Phase::Idle && watch.age_ms() > FRESH_MS && watch.unchanged_ms() >= QUIET_MS {
                 watch.close_when_idle();
             }
         }

@@ -5,10 +5,17 @@ use std::{io, net::SocketAddr};
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// Connections the kernel holds for us until they are accepted.
-const BACKLOG: i32 = 4096;
+pub const BACKLOG: i32 = 4096;
 
 /// A listening socket that shares its port with the other cores'.
 pub fn listen(addr: SocketAddr) -> io::Result<Socket> {
+    let socket = reserve(addr)?;
+    socket.listen(BACKLOG)?;
+    Ok(socket)
+}
+
+/// The same before it listens: the kernel gives it no connection yet.
+pub fn reserve(addr: SocketAddr) -> io::Result<Socket> {
     let kind = Type::STREAM.cloexec().nonblocking();
     let socket = Socket::new(Domain::for_address(addr), kind, Some(Protocol::TCP))?;
     // Without it a restart would fail while old connections are in TIME_WAIT.
@@ -17,7 +24,6 @@ pub fn listen(addr: SocketAddr) -> io::Result<Socket> {
     // Accepted sockets inherit it: an answer must not wait for the client's ACK.
     socket.set_tcp_nodelay(true)?;
     socket.bind(&addr.into())?;
-    socket.listen(BACKLOG)?;
     Ok(socket)
 }
 

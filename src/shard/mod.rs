@@ -36,6 +36,8 @@ pub struct Shard {
     ctx: Rc<Context>,
     connections: Rc<Connections>,
     listeners: Vec<Rc<Listener>>,
+    /// From the start; else with [`Frame::Accept`].
+    accepts: bool,
     kick: Arc<Kick>,
 }
 
@@ -44,6 +46,7 @@ impl Shard {
         ctx: Rc<Context>,
         sockets: Vec<(socket2::Socket, Roles)>,
         tls: Option<Acceptor>,
+        accepts: bool,
         kick: Arc<Kick>,
     ) -> io::Result<Rc<Self>> {
         let connections = Rc::new(Connections::default());
@@ -53,13 +56,13 @@ impl Shard {
         let (mesh, me) = (ctx.mesh.clone(), ctx.shard);
         readiness::each_pass(move || mesh.look(me))?;
         connections.note_work(Arc::clone(&kick))?;
-        Ok(Rc::new(Self { ctx, connections, listeners, kick }))
+        Ok(Rc::new(Self { ctx, connections, listeners, accepts, kick }))
     }
 
     /// Runs until the gateway has finished ([`Frame::Finish`] answered).
     pub async fn run(self: Rc<Self>) {
-        for listener in &self.listeners {
-            glommio::spawn_local(Rc::clone(listener).run()).detach();
+        if self.accepts {
+            self.accept();
         }
         glommio::spawn_local(Rc::clone(&self).tick()).detach();
         let mut received = 0_usize;
@@ -75,6 +78,12 @@ impl Shard {
             if received.is_multiple_of(limits::LOOP_ITEMS_MAX) {
                 glommio::executor().yield_task_queue_now().await;
             }
+        }
+    }
+
+    fn accept(&self) {
+        for listener in &self.listeners {
+            glommio::spawn_local(Rc::clone(listener).run()).detach();
         }
     }
 
@@ -124,6 +133,12 @@ impl Shard {
                 })
                 .detach();
             }
+            Frame::Listening { answer } => {
+                // As above.
+                let _ = answer.send(self.listeners.iter().filter_map(|listener| listener.listening()).collect());
+            }
+            Frame::StopAccepting => self.listeners.iter().for_each(|listener| listener.close()),
+            Frame::Accept => self.accept(),
             Frame::Drain(phase) => self.drain(phase),
             Frame::Reload(config) => {
                 self.ctx.config.replace(Rc::new(config.as_ref().clone()));

@@ -61,6 +61,36 @@ impl HaProxy {
     }
 }
 
+/// A proxy whose configuration somebody else writes and reloads: master and worker, as a service manager would run them.
+pub struct Master {
+    process: Process,
+    pub log: std::path::PathBuf,
+}
+
+impl Master {
+    /// Runs it with the configuration at `path`; its master's id goes to `pid_file`.
+    #[track_caller]
+    pub fn start(path: &std::path::Path, pid_file: &std::path::Path) -> Self {
+        let log = folder::fresh("haproxy", ".log");
+        let file = std::fs::File::create(&log).expect("the run's folder can be written");
+        let copy = file.try_clone().expect("a file can be cloned");
+        let mut command = Command::new(binary());
+        command.arg("-W").arg("-p").arg(pid_file).arg("-f").arg(path).stdin(Stdio::null()).stdout(file).stderr(copy);
+        Self { process: Process::start("haproxy", command).expect("the tests need HAProxy (package haproxy)"), log }
+    }
+
+    pub fn has_ended(&mut self) -> bool {
+        self.process.poll().is_some()
+    }
+}
+
+impl Drop for Master {
+    fn drop(&mut self) {
+        // Its workers end with it.
+        self.process.stop(Duration::from_secs(2));
+    }
+}
+
 /// Services live where a user's PATH does not look.
 fn binary() -> &'static str {
     ["/usr/sbin/haproxy", "/usr/local/sbin/haproxy"]

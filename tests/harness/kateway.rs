@@ -34,9 +34,18 @@ pub struct Builder {
     /// Publish, subscribe and manage listener; by default each takes any free port.
     addresses: [SocketAddr; 3],
     alarms_expected: bool,
+    /// `run`, or `takeover`.
+    start: &'static str,
 }
 
 impl Builder {
+    /// Starts as the successor of the gateway behind `gateway.takeover_socket`.
+    #[must_use]
+    pub fn takes_over(mut self) -> Self {
+        self.start = "takeover";
+        self
+    }
+
     #[must_use]
     pub fn shards(mut self, count: u32) -> Self {
         self.shards = count;
@@ -102,7 +111,7 @@ impl Builder {
 
     fn command(&self) -> Command {
         let mut command = Command::new(binary());
-        command.arg("run").args(["--store", &self.store]).args(["--shards", &self.shards.to_string()]);
+        command.arg(self.start).args(["--store", &self.store]).args(["--shards", &self.shards.to_string()]);
         if !self.addresses_from_config {
             for (flag, address) in ["--pub", "--sub", "--man"].iter().zip(&self.addresses) {
                 command.args([*flag, &address.to_string()]);
@@ -167,6 +176,7 @@ impl Kateway {
             addresses_from_config: false,
             addresses: [SocketAddr::from(([127, 0, 0, 1], 0)); 3],
             alarms_expected: false,
+            start: "run",
         };
         // Tests that look at the notice period ask for one; all others would only wait for it. Many gateways and three brokers share the
         // CPUs of a small machine: pinned to the same one they would starve each other, and half a second without it is no fault of
@@ -327,12 +337,21 @@ pub fn run(args: &[&str]) -> (i32, String, String) {
     run_hindered(args, |_| ())
 }
 
+/// The same for one that takes its time.
+pub fn run_within(args: &[&str], limit: Duration) -> (i32, String, String) {
+    run_to_end(args, limit, |_| ())
+}
+
 /// The same under a hindrance (see [`crate::hinder`]).
 pub fn run_hindered(args: &[&str], hinder: impl FnOnce(&mut Command)) -> (i32, String, String) {
+    run_to_end(args, START, hinder)
+}
+
+fn run_to_end(args: &[&str], limit: Duration, hinder: impl FnOnce(&mut Command)) -> (i32, String, String) {
     let mut command = Command::new(binary());
     hinder(&mut command);
     command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let output = process::output("kateway", command, START).expect("the gateway binary can be started");
+    let output = process::output("kateway", command, limit).expect("the gateway binary can be started");
     let utf8 = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (output.status.code().unwrap_or(-1), utf8(&output.stdout), utf8(&output.stderr))
 }

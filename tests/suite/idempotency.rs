@@ -5,8 +5,10 @@
 //! thing at a time: 422. A publish that takes its time is met while it runs (409) and after its client has gone. What stored nothing runs
 //! again; what may have been stored, made by a broker that is stopped with the message in its hands, does not. Last the bounds.
 
+use std::io::Write;
 use std::time::Duration;
 
+use flate2::{Compression, write::GzEncoder};
 use kateway_tests::client::{Request, Response};
 use kateway_tests::kateway::Kateway;
 use kateway_tests::topic::Topic;
@@ -25,6 +27,7 @@ pub const CASES: &[Case] = &[
     Case::new("idempotency::repeats_at_once_store_one", repeats_at_once_store_one).kafka(),
     Case::new("idempotency::unknown_outcome_is_kept", unknown_outcome_is_kept).kafka().alone(),
     Case::new("idempotency::bounds_and_window", bounds_and_window),
+    Case::new("idempotency::compressed_or_not_is_the_same", compressed_or_not_is_the_same),
 ];
 
 const RUNNING: u64 = 40_905;
@@ -250,4 +253,22 @@ fn bounds_and_window() {
     assert_eq!(counted("kateway_pub_idempotency_keys"), 2.0);
     wait_until(SOON, "their time is over", || counted("kateway_pub_idempotency_keys") == 0.0);
     assert!(!publish("c"));
+}
+
+/// What counts is the message, not how it came.
+fn compressed_or_not_is_the_same() {
+    let gateway = Kateway::memory().shards(2).start();
+    let topic = Topic::fresh("coded");
+    let gzip = |body: &str| {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(body.as_bytes()).expect("memory takes it");
+        encoder.finish().expect("memory takes it")
+    };
+    let compressed =
+        |body: &str| topic.publish("", gzip(body)).header("Content-Encoding", "gzip").header("Idempotency-Key", "k");
+    assert!(!is_replayed(&gateway.publish(&compressed("message")).expect(201)));
+    assert!(is_replayed(&gateway.publish(&compressed("message")).expect(201)));
+    assert!(is_replayed(&gateway.publish(&keyed(&topic, "", "k", "message")).expect(201)));
+    assert_eq!(problem::check(&gateway.publish(&compressed("massage")), 422).code, OTHER);
+    assert_eq!(stored(&gateway, &topic), 1);
 }

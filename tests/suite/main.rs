@@ -35,6 +35,7 @@ mod command_line;
 mod commits;
 mod compression;
 mod cors;
+mod discovery;
 mod drain;
 mod faults;
 mod formats;
@@ -76,6 +77,7 @@ mod stores;
 mod streams;
 mod subscribe_options;
 mod tag_filter;
+mod takeover;
 mod through_the_other;
 mod tls;
 mod tls_traffic;
@@ -132,6 +134,7 @@ const ALL: &[&[Case]] = &[
     compression::CASES,
     commits::CASES,
     cors::CASES,
+    discovery::CASES,
     drain::CASES,
     faults::CASES,
     formats::CASES,
@@ -172,6 +175,7 @@ const ALL: &[&[Case]] = &[
     streams::CASES,
     subscribe_options::CASES,
     tag_filter::CASES,
+    takeover::CASES,
     through_the_other::CASES,
     tls::CASES,
     tls_traffic::CASES,

@@ -1,6 +1,9 @@
 //! Keys of operation: `drain`, `log`, `handoff`, `tenancy`, `zookeeper`, `test`. See [`super`] for what each says.
 
-use crate::config::keys::{Form, Key, Kind, Preset};
+use crate::config::{
+    forms::{is_host_port, is_id},
+    keys::{Form, Key, Kind, Preset},
+};
 
 const ANY_TEXT: Form = Form { expected: "text", is_valid: |_| true };
 
@@ -60,9 +63,27 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         path: "zookeeper.servers",
-        kind: Kind::NotBuilt,
-        default: Preset::Text(""),
-        doc: "ZooKeeper servers, `HOST:PORT,..`.",
+        kind: Kind::List(Form { expected: "`HOST:PORT` of a ZooKeeper server", is_valid: |text| is_host_port(text) }),
+        default: Preset::List(&[]),
+        doc: "ZooKeeper servers in which the gateway enters itself (`/kateway/<zone>/ids/<gateway.id>`), so that `kateway haproxy` finds it. \
+              Requests are served whether they answer or not. Empty: none.",
+        hot: false,
+    },
+    Key {
+        path: "zookeeper.zone",
+        kind: Kind::Text(Form {
+            expected: "1 to 64 letters, digits, `.`, `_`, `-`",
+            is_valid: |text| !text.is_empty() && is_id(text),
+        }),
+        default: Preset::Text("default"),
+        doc: "The gateways behind one balancer are of one zone.",
+        hot: false,
+    },
+    Key {
+        path: "zookeeper.session_timeout_ms",
+        kind: Kind::Int { min: 1_000, max: 600_000 },
+        default: Preset::Int(6_000),
+        doc: "Milliseconds after which ZooKeeper takes a gateway for gone that was killed. The servers allow 2 to 20 of their ticks.",
         hot: false,
     },
     Key {

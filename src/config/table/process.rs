@@ -37,6 +37,17 @@ pub const KEYS: &[Key] = &[
         hot: false,
     },
     Key {
+        path: "gateway.takeover_socket",
+        kind: Kind::Text(Form {
+            expected: "the path of a Unix socket of up to 90 bytes, or empty text for none",
+            is_valid: |text| text.len() <= 90 && !text.contains('\0'),
+        }),
+        default: Preset::Text(""),
+        doc: "Path of the Unix socket at which `kateway takeover` finds this gateway, to take its listeners over without losing a \
+              connection. Only the gateway's own user may. Empty: none.",
+        hot: false,
+    },
+    Key {
         path: "store.kind",
         kind: Kind::Choice(&["kafka", "memory", "null"]),
         default: Preset::Text("kafka"),

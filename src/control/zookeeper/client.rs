@@ -1,0 +1,229 @@
+//! One session with ZooKeeper, by the crate `zookeeper` 0.8.
+//!
+//! What it lacks is made up for here: a server is tried before the crate is told of it (it panics, or spins, where there is none), the
+//! beginning of a session has a time limit, changes of its state are flags that outlive a missed look, and the node is made again
+//! after the crate has reconnected with a new session in silence. Calls block without a limit: only a thread that nobody waits for may
+//! make them.
+#![allow(clippy::disallowed_methods)] // Names are resolved on this thread, which serves nobody.
+
+use std::{
+    fmt,
+    net::{SocketAddr, TcpStream, ToSocketAddrs},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use zookeeper::{Acl, CreateMode, WatchedEvent, ZkError, ZkState, ZooKeeper};
+
+use crate::config::ZooKeeperConfig;
+
+/// What a server has to answer a connection.
+const CONNECT_WITHIN: Duration = Duration::from_secs(1);
+/// What the first session may take to be there.
+const SESSION_WITHIN: Duration = Duration::from_secs(4);
+
+/// Sessions whose end waits for a server; with so many none is begun.
+const LEAVING_MAX: usize = 4;
+static LEAVING: AtomicUsize = AtomicUsize::new(0);
+
+/// Why a call failed.
+#[derive(Debug)]
+pub enum ClientError {
+    /// No server takes a connection.
+    NoServer,
+    /// A server does, and begins no session.
+    NoSession,
+    Refused(ZkError),
+}
+
+impl fmt::Display for ClientError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoServer => write!(f, "no ZooKeeper server takes a connection"),
+            Self::NoSession => write!(f, "no ZooKeeper server begins a session"),
+            Self::Refused(error) => write!(f, "ZooKeeper: {error:?}"),
+        }
+    }
+}
+
+impl From<ZkError> for ClientError {
+    fn from(error: ZkError) -> Self {
+        Self::Refused(error)
+    }
+}
+
+/// What the crate tells from a thread of its own.
+#[derive(Debug, Default)]
+struct Told {
+    is_connected: AtomicBool,
+    is_closed: AtomicBool,
+    has_changed: AtomicBool,
+}
+
+/// See the module text.
+pub struct Client {
+    zookeeper: ZooKeeper,
+    told: Arc<Told>,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("told", &self.told).finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// Begins a session. The thread that calls this is woken by changes.
+    pub fn begin(config: &ZooKeeperConfig) -> Result<Self, ClientError> {
+        if LEAVING.load(Ordering::Acquire) >= LEAVING_MAX {
+            return Err(ClientError::NoSession);
+        }
+        let servers = reachable(&config.servers);
+        if servers.is_empty() {
+            return Err(ClientError::NoServer);
+        }
+        let servers: Vec<String> = servers.iter().map(SocketAddr::to_string).collect();
+        let told = Arc::new(Told::default());
+        let owner = thread::current();
+        let changed = {
+            let (told, owner) = (Arc::clone(&told), owner.clone());
+            move || {
+                told.has_changed.store(true, Ordering::Release);
+                owner.unpark();
+            }
+        };
+        let of_nodes = changed.clone();
+        let timeout = config.session_timeout;
+        // It panics if the first server has gone in between.
+        let connect = || ZooKeeper::connect(&servers.join(","), timeout, move |_: WatchedEvent| of_nodes());
+        let zookeeper = catch_unwind(AssertUnwindSafe(connect)).unwrap_or(Err(ZkError::SystemError))?;
+        zookeeper.add_listener({
+            let told = Arc::clone(&told);
+            move |state| {
+                told.is_connected.store(state == ZkState::Connected, Ordering::Release);
+                told.is_closed.fetch_or(state == ZkState::Closed, Ordering::AcqRel);
+                changed();
+            }
+        });
+        let client = Self { zookeeper, told };
+        let deadline = Instant::now() + SESSION_WITHIN;
+        // The listener may have come too late for the first state: an answer is proof as well, but could be waited for without end.
+        while !client.told.is_connected.load(Ordering::Acquire) {
+            if client.is_closed() || Instant::now() >= deadline {
+                client.leave();
+                return Err(ClientError::NoSession);
+            }
+            thread::park_timeout(Duration::from_millis(50));
+        }
+        Ok(client)
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.told.is_closed.load(Ordering::Acquire)
+    }
+
+    pub fn has_changed(&self) -> bool {
+        self.told.has_changed.load(Ordering::Acquire)
+    }
+
+    /// Takes note of what changed. Gives whether there is a connection.
+    pub fn take_change(&self) -> bool {
+        self.told.has_changed.store(false, Ordering::Release);
+        self.told.is_connected.load(Ordering::Acquire)
+    }
+
+    /// Has the node there, ephemeral and with these data. Gives whether it had to be made.
+    pub fn enter(&self, path: &str, data: &str) -> Result<bool, ClientError> {
+        match self.zookeeper.get_data(path, true) {
+            Ok((found, _)) if found == data.as_bytes() => return Ok(false),
+            // Of an earlier life under the same id, whose session has not ended yet.
+            Ok(_) => self.remove(path)?,
+            Err(ZkError::NoNode) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let made = |path: &str, data: &str, mode| match self.zookeeper.create(
+            path,
+            data.as_bytes().to_vec(),
+            Acl::open_unsafe().clone(),
+            mode,
+        ) {
+            Ok(_) | Err(ZkError::NodeExists) => Ok(()),
+            Err(error) => Err(ClientError::from(error)),
+        };
+        for (at, _) in path.match_indices('/').skip(1) {
+            made(&path[..at], "", CreateMode::Persistent)?;
+        }
+        made(path, data, CreateMode::Ephemeral)?;
+        // One that was made by another in between is not ours.
+        match self.zookeeper.get_data(path, true)? {
+            (found, _) if found == data.as_bytes() => Ok(true),
+            _ => Err(ClientError::Refused(ZkError::NodeExists)),
+        }
+    }
+
+    /// Removes the node, unless it is another life's by now.
+    pub fn remove_own(&self, path: &str, data: &str) -> Result<(), ClientError> {
+        match self.zookeeper.get_data(path, false) {
+            Ok((found, _)) if found == data.as_bytes() => self.remove(path),
+            Ok(_) | Err(ZkError::NoNode) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn remove(&self, path: &str) -> Result<(), ClientError> {
+        match self.zookeeper.delete(path, None) {
+            Ok(()) | Err(ZkError::NoNode) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The data of every child, by name. Changes of the list are told from now on, until the connection is lost.
+    pub fn children(&self, path: &str) -> Result<Vec<(String, Vec<u8>)>, ClientError> {
+        let names = match self.zookeeper.get_children(path, true) {
+            Err(ZkError::NoNode) => Vec::new(),
+            names => names?,
+        };
+        let mut children = Vec::with_capacity(names.len());
+        for name in names {
+            match self.zookeeper.get_data(&format!("{path}/{name}"), false) {
+                Ok((data, _)) => children.push((name, data)),
+                // It has gone since.
+                Err(ZkError::NoNode) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        children.sort();
+        Ok(children)
+    }
+
+    /// Ends the session; its ephemeral nodes go at once.
+    pub fn end(self) {
+        drop(self);
+    }
+
+    /// The same where no answer may ever come: on a thread that waits for it as long as that takes.
+    pub fn leave(self) {
+        LEAVING.fetch_add(1, Ordering::AcqRel);
+        let leave = move || {
+            // The crate may panic in its last words.
+            let _ = catch_unwind(AssertUnwindSafe(|| drop(self)));
+            LEAVING.fetch_sub(1, Ordering::AcqRel);
+        };
+        if let Err(error) = thread::Builder::new().name("zookeeper-end".to_owned()).spawn(leave) {
+            LEAVING.fetch_sub(1, Ordering::AcqRel);
+            tracing::warn!(%error, "a ZooKeeper session ends by its time-out");
+        }
+    }
+}
+
+/// Those of the servers that take a connection now, each by one address.
+fn reachable(servers: &[String]) -> Vec<SocketAddr> {
+    let resolve = |server: &String| server.to_socket_addrs().ok().into_iter().flatten().collect::<Vec<_>>();
+    let takes = |addr: &SocketAddr| TcpStream::connect_timeout(addr, CONNECT_WITHIN).is_ok();
+    servers.iter().filter_map(|server| resolve(server).into_iter().find(takes)).collect()
+}

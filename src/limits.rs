@@ -62,6 +62,22 @@ pub const PREFACE_MS_MAX: u64 = 5_000;
 /// TLS sessions kept for clients without tickets; a further one takes the place of another, which then cannot be resumed.
 pub const TLS_SESSIONS_MAX: usize = 4_096;
 
+/// What an HTTP/2 client may send within a second; over it the connection ends (GOAWAY, ENHANCE_YOUR_CALM) and is counted by kind.
+/// RST_STREAM; those of ours that the client provoked by breaking a rule count with them.
+pub const H2_RESETS_MAX: u32 = 100;
+/// The same over the whole life of a connection.
+pub const H2_RESETS_TOTAL_MAX: u32 = 10_000;
+pub const H2_PINGS_MAX: u32 = 100;
+pub const H2_SETTINGS_MAX: u32 = 50;
+/// DATA without a byte that does not end its stream.
+pub const H2_EMPTY_DATA_MAX: u32 = 100;
+/// WINDOW_UPDATE, beside two for each DATA frame sent to the client.
+pub const H2_WINDOW_UPDATES_MAX: u32 = 1_000;
+/// PRIORITY and kinds unknown to RFC 9113, which are ignored.
+pub const H2_OTHERS_MAX: u32 = 1_000;
+/// CONTINUATION frames of one header block, however long that takes.
+pub const H2_CONTINUATIONS_MAX: u32 = 20;
+
 /// Items a loop handles before it yields the core (glommio polls sockets only between tasks).
 pub const LOOP_ITEMS_MAX: usize = 256;
 /// Frames waiting in one core's mesh inbox; over it the sender is refused and counts it.

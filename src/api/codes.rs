@@ -67,6 +67,7 @@ codes! {
     METHOD_NOT_ALLOWED 40500 "method-not-allowed" "Method not allowed" false "`Allow` names the methods."
     HEAD_TIMEOUT 40800 "head-timeout" "Request head timeout" true "The request head did not arrive in time."
     BODY_TIMEOUT 40801 "body-timeout" "Request body timeout" true "The request body did not arrive in time; nothing was stored."
+    BODY_TOO_SLOW 40802 "body-too-slow" "Request body too slow" true "The request body came at less than `http.body_bytes_per_s_min`; nothing was stored."
     FILTER_CONFLICT 40900 "filter-conflict" "Another filter is in use" true "A group has one tag filter at a time."
     TOPIC_COLLIDES 40901 "topic-collides" "Topic name collides" false "Kafka takes `.` and `_` for the same in topic names."
     LEASE_LOST 40902 "lease-lost" "No lease holds the message" false "The lease ended, or the partition went to another member: the message comes again. Nothing was changed."

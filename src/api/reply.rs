@@ -83,10 +83,11 @@ pub fn malformed(cause: Malformed) -> Option<Problem> {
         Malformed::TargetTooLong => Problem::new(&codes::TARGET_TOO_LONG, "the request target is over its limit"),
         Malformed::HeadTimeout => Problem::new(&codes::HEAD_TIMEOUT, "the request head did not arrive in time"),
         Malformed::BodyTimeout => Problem::new(&codes::BODY_TIMEOUT, "the request body did not arrive in time"),
+        Malformed::BodyTooSlow => Problem::new(&codes::BODY_TOO_SLOW, "the request body comes too slowly"),
         Malformed::BodyTooLarge => Problem::new(&codes::MESSAGE_TOO_LARGE, "the body is over its limit"),
         Malformed::Coding(detail) => Problem::new(&codes::INVALID_CODING, detail),
         Malformed::Expectation => Problem::new(&codes::EXPECTATION_FAILED, "only 100-continue can be expected"),
-        Malformed::Cut => return None,
+        Malformed::Foreign | Malformed::Cut => return None,
     })
 }
 

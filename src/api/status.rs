@@ -93,10 +93,7 @@ pub async fn document(ctx: &Rc<Context>) -> Value {
     let shards: Vec<Value> = gathered.iter().map(|(shard, status)| shard_json(ctx, *shard, status.as_ref())).collect();
     let mut totals = serde_json::Map::new();
     for metrics in ctx.all_metrics.iter() {
-        for (_, name, _, value) in metrics.cells.list() {
-            let total = totals.get(name).and_then(Value::as_u64).unwrap_or(0) + value;
-            totals.insert(name.to_owned(), total.into());
-        }
+        add_cells(&mut totals, metrics);
     }
     let groups: Vec<Value> = gathered
         .iter()
@@ -131,10 +128,19 @@ fn listeners_json(ctx: &Context) -> Value {
     Value::Object(bound.iter().map(|(name, addr)| ((*name).to_owned(), addr.to_string().into())).collect())
 }
 
+/// Adds a core's cells; those that differ in a label only are one number here.
+fn add_cells(numbers: &mut serde_json::Map<String, Value>, metrics: &ShardMetrics) {
+    for cell in metrics.cells.list() {
+        let sum = numbers.get(cell.name).and_then(Value::as_u64).unwrap_or(0) + cell.value;
+        numbers.insert(cell.name.to_owned(), sum.into());
+    }
+}
+
 fn shard_json(ctx: &Context, shard: ShardId, status: Option<&ShardStatus>) -> Value {
     let counters = ctx.all_metrics.get(shard.0).map(|metrics| {
-        let cells = metrics.cells.list().into_iter().map(|(_, name, _, value)| (name.to_owned(), Value::from(value)));
-        cells.collect::<serde_json::Map<_, _>>()
+        let mut counters = serde_json::Map::new();
+        add_cells(&mut counters, metrics);
+        counters
     });
     json!({
         "shard": shard.0,

@@ -111,7 +111,11 @@ pub struct HttpConfig {
     pub target_bytes_max: usize,
     /// `http.head_timeout_ms` (10 s): a head that is not complete by then: 408.
     pub head_timeout: Duration,
-    /// `http.body_timeout_ms` (30 s): a body that is not complete by then: 408.
+    /// `http.body_bytes_per_s_min` (1,024): a body that comes slower: 408; 0 switches it off.
+    pub body_bytes_per_s_min: u64,
+    /// `http.body_grace_ms` (5 s): how long before that counts.
+    pub body_grace: Duration,
+    /// `http.body_timeout_ms` (600 s): a body that is not complete by then, however fast it comes: 408.
     pub body_timeout: Duration,
     /// `http.idle_timeout_ms` (60 s): a connection without a request closes.
     pub idle_timeout: Duration,
@@ -407,6 +411,8 @@ impl HttpConfig {
             head_bytes_max: size(written, "http.head_bytes_max"),
             target_bytes_max: size(written, "http.target_bytes_max"),
             head_timeout: millis(written, "http.head_timeout_ms"),
+            body_bytes_per_s_min: written.int("http.body_bytes_per_s_min"),
+            body_grace: millis(written, "http.body_grace_ms"),
             body_timeout: millis(written, "http.body_timeout_ms"),
             idle_timeout: millis(written, "http.idle_timeout_ms"),
             write_timeout: millis(written, "http.write_timeout_ms"),

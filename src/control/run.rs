@@ -234,7 +234,7 @@ async fn tick(ctx: Rc<Context>, kick: Arc<Kick>, connections: Rc<Connections>) {
         connections.clock.advance();
         if sweep.is_due(&connections.clock) {
             date::refresh();
-            connections.sweep();
+            connections.sweep(&ctx.metrics.cells);
             if window.since.elapsed() >= RECENT {
                 let next = Window::now(&ctx);
                 ctx.recent.replace(window.until(&next));

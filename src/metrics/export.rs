@@ -12,7 +12,7 @@ use prometheus::{
 };
 
 use super::{
-    OUTCOMES_MAX, ROUTES_MAX, ShardMetrics, SizesSnapshot,
+    Cell, OUTCOMES_MAX, ROUTES_MAX, ShardMetrics, SizesSnapshot,
     histogram::{BOUNDS_US, COARSE_BOUNDS_US, Histogram, HistogramSnapshot},
 };
 
@@ -125,18 +125,21 @@ impl Scrape {
         let mut families: Vec<proto::MetricFamily> = Vec::new();
         for (shard, metrics) in self.shards.iter().enumerate() {
             let mut list = metrics.cells.list();
-            list.push((
-                "counter",
-                "kateway_shard_stalls_total",
-                "Times the core was found stalled.",
-                metrics.stalls.get(),
-            ));
-            for (i, (kind, name, help, value)) in list.into_iter().enumerate() {
-                if families.len() == i {
-                    families.push(family(name, help, kind));
-                }
-                let labels = vec![label("shard", &shard.to_string())];
-                families[i].mut_metric().push(metric(kind, float(value), labels));
+            list.push(Cell {
+                kind: "counter",
+                name: "kateway_shard_stalls_total",
+                help: "Times the core was found stalled.",
+                label: None,
+                value: metrics.stalls.get(),
+            });
+            for cell in list {
+                let at = families.iter().position(|f| f.name() == cell.name).unwrap_or_else(|| {
+                    families.push(family(cell.name, cell.help, cell.kind));
+                    families.len() - 1
+                });
+                let mut labels: Vec<_> = cell.label.iter().map(|(name, value)| label(name, value)).collect();
+                labels.push(label("shard", &shard.to_string()));
+                families[at].mut_metric().push(metric(cell.kind, float(cell.value), labels));
             }
         }
         families

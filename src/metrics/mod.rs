@@ -45,18 +45,35 @@ impl Counter {
     }
 }
 
+/// What a cell says to whoever asks.
+#[derive(Clone, Copy, Debug)]
+pub struct Cell {
+    pub kind: &'static str,
+    pub name: &'static str,
+    pub help: &'static str,
+    /// Tells it from others of the same name, which stand beside it.
+    pub label: Option<(&'static str, &'static str)>,
+    pub value: u64,
+}
+
 macro_rules! cells {
-    ($($(#[doc = $doc:literal])* $name:ident: $kind:literal $metric:literal,)+) => {
-        /// Per core: the cells that have no labels but the shard.
+    ($($(#[doc = $doc:literal])* $name:ident: $kind:literal $metric:literal $($label:ident = $by:literal)?,)+) => {
+        /// Per core: the cells that have no labels but the shard, and one of a fixed few.
         #[derive(Debug, Default)]
         pub struct Cells {
             $($(#[doc = $doc])* pub $name: Counter,)+
         }
 
         impl Cells {
-            /// Kind, metric name, help text and value of every cell.
-            pub fn list(&self) -> Vec<(&'static str, &'static str, &'static str, u64)> {
-                vec![$(($kind, $metric, concat!($($doc),*), self.$name.get())),+]
+            /// Every cell; those of one name stand together, and the first has the name's help text.
+            pub fn list(&self) -> Vec<Cell> {
+                vec![$(Cell {
+                    kind: $kind,
+                    name: $metric,
+                    help: concat!($($doc),*),
+                    label: None$(.or(Some((stringify!($label), $by))))?,
+                    value: self.$name.get(),
+                }),+]
             }
         }
     };
@@ -71,8 +88,36 @@ cells! {
     connections_refused: "counter" "kateway_connections_refused_total",
     /// Connections handed to the shard that their first read belongs to.
     connections_steered: "counter" "kateway_connections_steered_total",
-    /// Connections closed because a client let a deadline pass.
-    connections_expired: "counter" "kateway_connections_expired_total",
+    /// Connections ended, or bodies of HTTP/2 requests given up, because a client let a deadline pass: no request.
+    expired_idle: "counter" "kateway_connections_expired_total" kind = "idle",
+    /// The same: a PROXY header, the TLS handshake.
+    expired_preface: "counter" "kateway_connections_expired_total" kind = "preface",
+    /// The same: the rest of a request head.
+    expired_head: "counter" "kateway_connections_expired_total" kind = "head",
+    /// The same: the whole of a body.
+    expired_body: "counter" "kateway_connections_expired_total" kind = "body",
+    /// The same: a body that comes too slowly.
+    expired_body_rate: "counter" "kateway_connections_expired_total" kind = "body_rate",
+    /// The same: an answer that is not taken.
+    expired_write: "counter" "kateway_connections_expired_total" kind = "write",
+    /// The same: any sign of life on an HTTP/2 connection with open requests.
+    expired_silent: "counter" "kateway_connections_expired_total" kind = "silent",
+    /// HTTP/2 connections ended because their client sent too many frames of a kind: resets, its own and provoked ones.
+    h2_floods_reset: "counter" "kateway_h2_floods_total" kind = "reset",
+    /// The same: PING.
+    h2_floods_ping: "counter" "kateway_h2_floods_total" kind = "ping",
+    /// The same: SETTINGS.
+    h2_floods_settings: "counter" "kateway_h2_floods_total" kind = "settings",
+    /// The same: DATA without a byte, not ending its stream.
+    h2_floods_empty_data: "counter" "kateway_h2_floods_total" kind = "empty_data",
+    /// The same: CONTINUATION.
+    h2_floods_continuation: "counter" "kateway_h2_floods_total" kind = "continuation",
+    /// The same: WINDOW_UPDATE.
+    h2_floods_window_update: "counter" "kateway_h2_floods_total" kind = "window_update",
+    /// The same: kinds that are ignored.
+    h2_floods_other: "counter" "kateway_h2_floods_total" kind = "other",
+    /// The same, by a bound of hyper's own.
+    h2_floods_hyper: "counter" "kateway_h2_floods_total" kind = "hyper",
     /// TLS handshakes that were completed.
     tls_handshakes: "counter" "kateway_tls_handshakes_total",
     /// Of these, handshakes that resumed a session.

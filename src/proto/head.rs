@@ -7,6 +7,9 @@ use smallvec::SmallVec;
 
 use crate::limits;
 
+/// The HTTP/2 connection preface; a cleartext client that knows starts with it (RFC 9113 section 3.3).
+pub const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Method {
     Get,
@@ -49,7 +52,7 @@ pub enum Framing {
     Stream(Option<u64>),
 }
 
-/// Why a request cannot be read. Each becomes one problem and the connection closes.
+/// Why a request cannot be read. Each becomes one problem, or none where nobody would read it, and the connection closes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Malformed {
     /// The head or body breaks the grammar.
@@ -58,11 +61,15 @@ pub enum Malformed {
     TargetTooLong,
     HeadTimeout,
     BodyTimeout,
+    /// A body whose bytes come at less than `http.body_bytes_per_s_min`.
+    BodyTooSlow,
     BodyTooLarge,
     /// The body is not what its `Content-Encoding` says.
     Coding(&'static str),
     /// An `Expect` we cannot meet.
     Expectation,
+    /// The first line is of another protocol: whoever sent it could not read an answer.
+    Foreign,
     /// The client left in the middle: nobody to answer.
     Cut,
 }
@@ -116,7 +123,14 @@ pub fn parse_h1<T>(
         }
         Ok(httparse::Status::Partial) => return Ok(None),
         Err(httparse::Error::TooManyHeaders) => return Err(Malformed::HeadTooLarge),
-        Err(error) => return Err(Malformed::Syntax(syntax_of(error))),
+        Err(error) => {
+            return match first_line(bytes) {
+                FirstLine::Http => Err(Malformed::Syntax(syntax_of(error))),
+                // Of too little nobody can tell; too much is too much.
+                FirstLine::Begun if bytes.len() <= head_bytes_max => Ok(None),
+                FirstLine::Begun | FirstLine::Foreign => Err(Malformed::Foreign),
+            };
+        }
     };
     let head = &bytes[..len];
     if memchr::memchr_iter(b'\n', head).any(|at| at == 0 || head[at - 1] != b'\r') {
@@ -143,11 +157,40 @@ pub fn parse_h1<T>(
     Ok(Some(take(&head, len)))
 }
 
-/// The long part decides the answer: a request line over the target's limit is 414, anything else 431.
+/// The long part decides the answer: a request line over the target's limit is 414, anything else 431. One endless word is no
+/// request line.
 fn too_large(bytes: &[u8], target_bytes_max: usize) -> Malformed {
     let line = memchr::memchr(b'\n', bytes).unwrap_or(bytes.len());
-    let target = bytes[..line].split(|b| *b == b' ').nth(1).map_or(0, <[u8]>::len);
-    if target > target_bytes_max { Malformed::TargetTooLong } else { Malformed::HeadTooLarge }
+    match bytes[..line].split(|b| *b == b' ').nth(1) {
+        Some(target) if target.len() > target_bytes_max => Malformed::TargetTooLong,
+        None if line == bytes.len() => Malformed::Foreign,
+        _ => Malformed::HeadTooLarge,
+    }
+}
+
+/// What the first line of bytes that are no request head looks like.
+#[derive(PartialEq, Eq, Debug)]
+enum FirstLine {
+    /// It ends in `HTTP/1.x`: whoever sent it reads an answer.
+    Http,
+    /// Its end has not come.
+    Begun,
+    /// TLS, SSH, HTTP/2 without its preface: an answer would be noise.
+    Foreign,
+}
+
+fn first_line(bytes: &[u8]) -> FirstLine {
+    let blank = bytes.iter().take_while(|b| matches!(b, b'\r' | b'\n')).count();
+    let bytes = &bytes[blank..];
+    let Some(end) = memchr::memchr(b'\n', bytes) else {
+        let method = bytes.split(|b| *b == b' ').next().unwrap_or_default();
+        let is_text = method.iter().all(|b| matches!(b, b'\t' | b'\r' | 0x21..=0x7e));
+        return if is_text { FirstLine::Begun } else { FirstLine::Foreign };
+    };
+    match bytes[..end].trim_ascii_end().last_chunk::<8>() {
+        Some([b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'0'..=b'9']) => FirstLine::Http,
+        _ => FirstLine::Foreign,
+    }
 }
 
 fn syntax_of(error: httparse::Error) -> &'static str {
@@ -163,17 +206,36 @@ fn syntax_of(error: httparse::Error) -> &'static str {
 
 /// Origin form, or absolute form reduced to it (RFC 9112 section 3.2.2).
 pub fn split_target(target: &[u8]) -> Result<(&[u8], Option<&[u8]>), Malformed> {
-    let origin = if target.starts_with(b"/") {
-        target
-    } else if let Some(rest) = target.strip_prefix(b"http://").or_else(|| target.strip_prefix(b"https://")) {
-        memchr::memchr(b'/', rest).map_or(&b"/"[..], |at| &rest[at..])
-    } else {
-        return Err(Malformed::Syntax("the request target is not in origin form"));
-    };
+    let origin = if target.starts_with(b"/") { target } else { without_authority(target)? };
     if !origin.iter().all(|b| (0x21..=0x7e).contains(b) && *b != b'#') {
         return Err(Malformed::Syntax("the request target holds a byte RFC 3986 forbids"));
     }
-    Ok(memchr::memchr(b'?', origin).map_or((origin, None), |at| (&origin[..at], Some(&origin[at + 1..]))))
+    let (path, query) =
+        memchr::memchr(b'?', origin).map_or((origin, None), |at| (&origin[..at], Some(&origin[at + 1..])));
+    Ok((if path.is_empty() { b"/" } else { path }, query))
+}
+
+fn without_authority(target: &[u8]) -> Result<&[u8], Malformed> {
+    let rest = [&b"http://"[..], b"https://"].into_iter().find_map(|scheme| {
+        let (found, rest) = target.split_at_checked(scheme.len())?;
+        found.eq_ignore_ascii_case(scheme).then_some(rest)
+    });
+    let rest = rest.ok_or(Malformed::Syntax("the request target is not in origin form"))?;
+    let end = rest.iter().position(|b| matches!(b, b'/' | b'?' | b'#')).unwrap_or(rest.len());
+    if end == 0 || !is_host(&rest[..end]) {
+        return Err(Malformed::Syntax("the request target names no host"));
+    }
+    Ok(&rest[end..])
+}
+
+/// What a token is made of (RFC 9110 section 5.6.2).
+pub fn is_token_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+/// Whether this can be `uri-host [ ":" port ]`; it may be empty (RFC 9112 section 3.2).
+fn is_host(value: &[u8]) -> bool {
+    value.iter().all(|b| b.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=:[]".contains(b))
 }
 
 fn read_framing(head: &mut Head<'_>) -> Result<(), Malformed> {
@@ -181,7 +243,12 @@ fn read_framing(head: &mut Head<'_>) -> Result<(), Malformed> {
     for (name, value) in &head.fields {
         match name.len() {
             2 if name.eq_ignore_ascii_case(b"te") => head.takes_trailers |= names_trailers(value),
-            4 if name.eq_ignore_ascii_case(b"host") => hosts += 1,
+            4 if name.eq_ignore_ascii_case(b"host") => {
+                hosts += 1;
+                if !is_host(value) {
+                    return Err(Malformed::Syntax("Host is not a host"));
+                }
+            }
             6 if name.eq_ignore_ascii_case(b"expect") => {
                 if !value.eq_ignore_ascii_case(b"100-continue") {
                     return Err(Malformed::Expectation);
@@ -270,6 +337,48 @@ mod tests {
             "Host: y\r\n",
         ] {
             assert!(matches!(ok(bad), Err(Malformed::Syntax(_))), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn targets_are_reduced_to_a_path() {
+        for (target, path, query) in [
+            ("/a?b", "/a", Some("b")),
+            ("http://h/a?b=/c", "/a", Some("b=/c")),
+            ("HTTPS://h:1?b=/c", "/", Some("b=/c")),
+            ("http://[::1]", "/", None),
+            ("//a", "//a", None),
+        ] {
+            let split = split_target(target.as_bytes());
+            assert_eq!(split, Ok((path.as_bytes(), query.map(str::as_bytes))), "{target}");
+        }
+        for target in ["", "*", "a", "http:/h/", "http:///a", "http://u@h/", "http://h#f", "ftp://h/", "h:443"] {
+            assert!(split_target(target.as_bytes()).is_err(), "{target}");
+        }
+    }
+
+    #[test]
+    fn another_protocol_is_told_from_a_mistake() {
+        for (text, expected) in [
+            ("\x16\x03\x01\x02\0\x01", Malformed::Foreign),
+            ("SSH-2.0-OpenSSH_9.2\r\n", Malformed::Foreign),
+            ("PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n", Malformed::Foreign),
+            ("GET /\r\n", Malformed::Foreign),
+            ("GET / http/1.1\r\n", Malformed::Foreign),
+            (&"a".repeat(5_000), Malformed::Foreign),
+            ("\r\nG(T / HTTP/1.1\r\n", Malformed::Syntax("the method is not a token")),
+            ("GET / HTTP/1.2\r\n", Malformed::Syntax("the version is not HTTP/1.0 or HTTP/1.1")),
+            (&format!("GET /{} HTTP/1.1\r\nA: b\r\n", "a".repeat(4_100)), Malformed::TargetTooLong),
+        ] {
+            let short = &text[..text.len().min(30)];
+            let parsed =
+                parse_h1(text.as_bytes(), limits::HEAD_BYTES_MAX, limits::TARGET_BYTES_MAX, |head, _| head.framing);
+            assert_eq!(parsed, Err(expected), "{short:?}");
+        }
+        for begun in ["", "\r\n", "G(T", "G(T /\u{e9}", "S"] {
+            let parsed =
+                parse_h1(begun.as_bytes(), limits::HEAD_BYTES_MAX, limits::TARGET_BYTES_MAX, |head, _| head.framing);
+            assert_eq!(parsed, Ok(None), "{begun:?}");
         }
     }
 

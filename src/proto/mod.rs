@@ -10,6 +10,7 @@ pub mod date;
 pub mod h1;
 pub mod h2;
 pub mod head;
+pub mod pace;
 pub mod pieces;
 pub mod proxy_protocol;
 pub mod reply;

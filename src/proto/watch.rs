@@ -20,16 +20,24 @@ pub enum Phase {
     Idle,
     /// The rest of a head.
     Head,
-    /// The rest of a body.
+    /// The rest of a body, whose time is nearly over.
     Body,
+    /// The next bytes of a body, which come too slowly.
+    BodyRate,
     /// The handler: no deadline here, handlers have their own.
     Handler,
     /// The client to take the answer.
     Write,
     /// A refused body to pass by.
     Discard,
-    /// Any progress on an HTTP/2 connection.
+    /// Any progress on an HTTP/2 connection with open requests.
     Stream,
+    /// A request on an HTTP/2 connection that has none.
+    StreamIdle,
+    /// The rest of a head, or of another frame without a body, on an HTTP/2 connection.
+    StreamHead,
+    /// An HTTP/2 client to take its answers.
+    StreamWrite,
 }
 
 /// The core's coarse clock, in ms since it started. Advanced by the core's tick.
@@ -115,10 +123,18 @@ impl Watch {
 
     /// The connection now waits for `phase`, at most `within` (`None`: as long as it takes).
     pub fn enter(&self, phase: Phase, within: Option<Duration>) {
-        let deadline = within
-            .map_or(u64::MAX, |d| self.clock.now_ms().saturating_add(u64::try_from(d.as_millis()).unwrap_or(u64::MAX)));
-        self.deadline_ms.set(deadline);
+        self.enter_until(phase, within.map_or(u64::MAX, |within| self.in_ms(within)));
+    }
+
+    /// The same, with a time of the coarse clock.
+    pub fn enter_until(&self, phase: Phase, deadline_ms: u64) {
+        self.deadline_ms.set(deadline_ms);
         self.phase.set(phase);
+    }
+
+    /// When the coarse clock will have advanced by so much.
+    pub fn in_ms(&self, within: Duration) -> u64 {
+        self.now_ms().saturating_add(u64::try_from(within.as_millis()).unwrap_or(u64::MAX))
     }
 
     pub fn phase(&self) -> Phase {
@@ -132,6 +148,11 @@ impl Watch {
             self.expired.set(true);
         }
         overdue
+    }
+
+    /// The core's coarse clock.
+    pub fn now_ms(&self) -> u64 {
+        self.clock.now_ms()
     }
 
     /// How long ago the connection was accepted.

@@ -8,13 +8,7 @@
 //! An answer that ends the connection is followed by a short reading of what the client still sends, so that the answer is not
 //! lost to a reset. A long poll ends when its client goes.
 
-use std::{
-    os::fd::OwnedFd,
-    panic::AssertUnwindSafe,
-    rc::Rc,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{os::fd::OwnedFd, panic::AssertUnwindSafe, rc::Rc, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use futures_lite::FutureExt;
@@ -27,7 +21,6 @@ use crate::{
         frame::{DrainPhase, Frame},
     },
     config::resolve::Roles,
-    limits,
     mesh::ShardId,
     proto::{
         Head, Malformed, Reply, Stream, Version,
@@ -36,7 +29,6 @@ use crate::{
         head::Framing,
     },
     readiness::Socket,
-    within::within,
 };
 
 /// Frames in a core's inbox from which on it counts as stuck.
@@ -325,11 +317,6 @@ async fn answer_malformed(ctx: &Rc<Context>, mut h1: H1<Stream>, cause: Malforme
     }
 }
 
-/// The body, or a time-out. The timer is only made for a body that is not there yet.
-async fn in_time(read: impl Future<Output = Result<Bytes, Malformed>>, limit: Duration) -> Result<Bytes, Malformed> {
-    within(limit, read).await.unwrap_or(Err(Malformed::BodyTimeout))
-}
-
 /// Counts a panic of the stream that holds it; hyper's task then resets the stream.
 struct PanicCounted<'a>(&'a Context);
 
@@ -367,19 +354,15 @@ impl h2::AnswerFn<Planned> for H2Service {
         async move {
             let _counted = PanicCounted(&ctx);
             if planned.reads_body() {
-                let body_timeout = ctx.config.borrow().http.body_timeout;
-                return Box::pin(answer_reading(&ctx, planned, body.within(body_timeout))).await;
+                let pace = body.pace(&ctx.config.borrow().http);
+                return Box::pin(answer_reading(&ctx, planned, body.paced(pace))).await;
             }
-            let mut body = body;
             let Some(bytes_max) = planned.body_bytes_max(&ctx) else {
-                // An answer before the end of the body resets the stream, which many clients take for a failure. What became of
-                // the body does not matter.
-                let patience = Duration::from_millis(limits::REFUSED_BODY_MS_MAX);
-                let _ = in_time(body.read(limits::REFUSED_BODY_BYTES_MAX), patience).await;
+                body.pass_by().await;
                 return planned.run(&ctx, Bytes::new()).await;
             };
-            let body_timeout = ctx.config.borrow().http.body_timeout;
-            match in_time(body.read(bytes_max), body_timeout).await {
+            let pace = body.pace(&ctx.config.borrow().http);
+            match body.read(bytes_max, pace).await {
                 Ok(body) => planned.run(&ctx, body).await,
                 // A client that has gone gets this answer nowhere.
                 Err(cause) => planned.body_failed(&ctx, cause).unwrap_or_else(|| Reply::new(400)),
@@ -389,7 +372,7 @@ impl h2::AnswerFn<Planned> for H2Service {
 }
 
 /// Runs what reads its body itself.
-async fn answer_reading(ctx: &Rc<Context>, planned: Planned, mut body: h2::TimedBody) -> Reply {
+async fn answer_reading(ctx: &Rc<Context>, planned: Planned, mut body: h2::PacedBody) -> Reply {
     let reply = planned.run_reading(ctx, &mut body).await;
     if !body.is_over() {
         body.skip().await;

@@ -15,6 +15,7 @@ use slab::Slab;
 
 use crate::{
     mesh::Kick,
+    metrics::Cells,
     proto::{
         tls::Acceptor,
         watch::{Clock, Phase, Watch},
@@ -81,18 +82,32 @@ impl Connections {
         Listed { connections: Rc::clone(self), key, watch }
     }
 
-    /// Ends what is overdue; gives how many.
-    pub fn sweep(&self) -> u64 {
-        let mut expired = 0;
+    /// Ends what is overdue, and counts it by what was waited for.
+    pub fn sweep(&self, cells: &Cells) {
         for (_, watch) in &*self.open.borrow() {
             if watch.expire_if_overdue() {
-                expired += 1;
                 // The reader finds the end of the stream and then what it was waiting for; a writer must be cut.
-                let both = matches!(watch.phase(), Phase::Preface | Phase::Write | Phase::Discard | Phase::Stream);
-                readiness::shut(&watch.socket, if both { Shutdown::Both } else { Shutdown::Read });
+                let (counter, how) = match watch.phase() {
+                    Phase::Preface => (&cells.expired_preface, Shutdown::Both),
+                    Phase::Idle => (&cells.expired_idle, Shutdown::Read),
+                    Phase::Head => (&cells.expired_head, Shutdown::Read),
+                    Phase::Body => (&cells.expired_body, Shutdown::Read),
+                    Phase::BodyRate => (&cells.expired_body_rate, Shutdown::Read),
+                    Phase::Write | Phase::StreamWrite => (&cells.expired_write, Shutdown::Both),
+                    Phase::Stream => (&cells.expired_silent, Shutdown::Both),
+                    Phase::StreamIdle => (&cells.expired_idle, Shutdown::Both),
+                    Phase::StreamHead => (&cells.expired_head, Shutdown::Both),
+                    Phase::Handler => continue,
+                    Phase::Discard => {
+                        // The patience was ours, and what it was for is counted already.
+                        readiness::shut(&watch.socket, Shutdown::Both);
+                        continue;
+                    }
+                };
+                counter.add(1);
+                readiness::shut(&watch.socket, how);
             }
         }
-        expired
     }
 
     /// Ends connections that have waited a while for a next request; a request already in the socket is still read and answered. One

@@ -221,7 +221,7 @@ impl Shard {
             clock.advance();
             if sweep.is_due(clock) {
                 date::refresh();
-                cells.connections_expired.add(self.connections.sweep());
+                self.connections.sweep(cells);
                 if self.ctx.drain_phase() == DrainPhase::Closing {
                     // Connections that became idle since.
                     self.connections.close_idle();

@@ -248,6 +248,26 @@ impl Connection {
         self.take(len)
     }
 
+    /// The first nine bytes of what comes next, which stay there: a frame's head, or a part of a status line.
+    pub fn peek(&mut self) -> Result<[u8; 9], Failure> {
+        loop {
+            if let Some(first) = self.pending.first_chunk() {
+                return Ok(*first);
+            }
+            if self.fill()? == 0 {
+                return Err(self.ended());
+            }
+        }
+    }
+
+    /// The same if it comes within `limit`.
+    pub fn peek_for(&mut self, limit: Duration) -> Option<[u8; 9]> {
+        self.patience(limit);
+        let first = self.peek();
+        self.patience(PATIENCE);
+        first.ok()
+    }
+
     /// The next head that is no interim one; the body is left for [`Self::part`]. `Timeout` loses nothing.
     pub fn head(&mut self) -> Result<Response, Failure> {
         loop {

@@ -6,7 +6,7 @@
 //!
 //! From the bottom: [`wait`] and [`ports`]; [`process`], which sees to it that no child outlives a run; [`folder`],
 //! where a run keeps its logs; [`zookeeper`], [`kafka`], [`kateway`], which start things; [`client`], [`problem`],
-//! [`frames`], [`readers`], [`exposition`], which understand answers; [`admin`], [`kcat`], [`java`], which look at Kafka
+//! [`frames`], [`h2`], [`readers`], [`exposition`], which understand answers; [`admin`], [`kcat`], [`java`], which look at Kafka
 //! from the other side; [`transaction`], which writes as the gateway does not; [`tls`], [`haproxy`], [`nginx`] and [`link`], which stand
 //! between clients and gateways; [`hinder`], which gets in a gateway's way; [`ledger`] and [`load`], which prove that
 //! nothing was lost on the way in, [`read_ledger`] and [`crowd`], on the way out; [`figures`], which collects what a run
@@ -19,6 +19,7 @@ pub mod exposition;
 pub mod figures;
 pub mod folder;
 pub mod frames;
+pub mod h2;
 pub mod haproxy;
 pub mod hinder;
 pub mod java;

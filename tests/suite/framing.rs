@@ -16,6 +16,7 @@ use crate::Case;
 
 pub const CASES: &[Case] = &[
     Case::new("framing::malformed_requests_are_refused_and_closed", malformed_requests_are_refused_and_closed),
+    Case::new("framing::other_protocols_are_closed_without_an_answer", other_protocols_are_closed_without_an_answer),
     Case::new("framing::unusual_but_legal_requests_work", unusual_but_legal_requests_work),
     Case::new("framing::a_slow_head_is_waited_for", a_slow_head_is_waited_for),
 ];
@@ -105,9 +106,7 @@ const MALFORMED: &[(&str, &str)] = &[
     ("space in the target", "POST /v1/msgs/t /v1 HTTP/1.1\r\n{H}Content-Length: 5\r\n\r\nhello"),
     ("two spaces in the request line", "POST  /v1/msgs/t/v1 HTTP/1.1\r\n{H}Content-Length: 5\r\n\r\nhello"),
     ("tab in the request line", "POST\t/v1/msgs/t/v1 HTTP/1.1\r\n{H}Content-Length: 5\r\n\r\nhello"),
-    ("no version", "POST /v1/msgs/t/v1\r\n{H}Content-Length: 5\r\n\r\nhello"),
     ("version of the future", "POST /v1/msgs/t/v1 HTTP/1.2\r\n{H}Content-Length: 5\r\n\r\nhello"),
-    ("version in lower case", "POST /v1/msgs/t/v1 http/1.1\r\n{H}Content-Length: 5\r\n\r\nhello"),
     ("method with brackets", "PO(ST /v1/msgs/t/v1 HTTP/1.1\r\n{H}Content-Length: 5\r\n\r\nhello"),
     ("no Host", "POST /v1/msgs/t/v1 HTTP/1.1\r\nAppid: {A}\r\nContent-Length: 5\r\n\r\nhello"),
     ("two Hosts", "POST /v1/msgs/t/v1 HTTP/1.1\r\nHost: other\r\n{H}Content-Length: 5\r\n\r\nhello"),
@@ -116,9 +115,50 @@ const MALFORMED: &[(&str, &str)] = &[
         "POST /v1/msgs/t/v1 HTTP/1.0\r\n{H}Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
     ),
     ("fragment in the target", "POST /v1/msgs/t/v1#x HTTP/1.1\r\n{H}Content-Length: 5\r\n\r\nhello"),
+    ("Host is no host", "POST /v1/msgs/t/v1 HTTP/1.1\r\nHost: a/b\r\nContent-Length: 5\r\n\r\nhello"),
+    ("absolute target without host", "POST http:///v1/msgs/t/v1 HTTP/1.1\r\n{H}Content-Length: 5\r\n\r\nhello"),
+    ("absolute target with user", "POST http://a@b/v1/msgs/t/v1 HTTP/1.1\r\n{H}Content-Length: 5\r\n\r\nhello"),
+    (
+        "bare CR in a chunk extension",
+        "POST /v1/msgs/t/v1 HTTP/1.1\r\n{H}Transfer-Encoding: chunked\r\n\r\n5;a\rb\r\nhello\r\n0\r\n\r\n",
+    ),
+    (
+        "chunk extension without name",
+        "POST /v1/msgs/t/v1 HTTP/1.1\r\n{H}Transfer-Encoding: chunked\r\n\r\n5;\r\nhello\r\n0\r\n\r\n",
+    ),
+    (
+        "length as a trailer",
+        "POST /v1/msgs/t/v1 HTTP/1.1\r\n{H}Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nContent-Length: 5\r\n\r\n",
+    ),
+    (
+        "trailer that is no field",
+        "POST /v1/msgs/t/v1 HTTP/1.1\r\n{H}Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nnothing\r\n\r\n",
+    ),
     ("target without slash", "POST v1/msgs/t/v1 HTTP/1.1\r\n{H}Content-Length: 5\r\n\r\nhello"),
-    ("something else entirely", "\x16\x03\x01\x02\x00\x01\x00\x01\u{fc}\x03\x03\r\n\r\n"),
 ];
+
+/// First lines of other protocols; an answer would be noise to whoever sent them.
+const FOREIGN: &[(&str, &[u8])] = &[
+    ("TLS", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"),
+    ("TLS with a line end in it", b"\x16\x03\x01\x02\x00\x01\n"),
+    ("SSH", b"SSH-2.0-OpenSSH_9.2p1\r\n"),
+    ("HTTP/0.9", b"GET /v1/msgs/t/v1\r\n"),
+    ("version in lower case", b"POST /v1/msgs/t/v1 http/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello"),
+    ("HTTP/2 in a request line", b"GET / HTTP/2.0\r\nHost: a\r\n\r\n"),
+    ("half a preface", b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n"),
+    ("SMTP", b"EHLO example.org\r\n"),
+];
+
+fn other_protocols_are_closed_without_an_answer() {
+    let gateway = Kateway::memory().start();
+    for (what, bytes) in FOREIGN {
+        let mut connection = gateway.publisher();
+        connection.send(bytes).expect("sent");
+        assert!(connection.closes_within(Duration::from_secs(5)), "{what}");
+    }
+    let malformed = gateway.scrape().sum("kateway_requests_malformed_total", &[]);
+    assert_eq!(malformed, f64::from(u32::try_from(FOREIGN.len()).expect("a few")));
+}
 
 fn malformed_requests_are_refused_and_closed() {
     let gateway = Kateway::memory().start();

@@ -9,7 +9,7 @@ use std::io::Write;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use kateway_tests::client::Connection;
+use kateway_tests::h2::{self, CANCEL, DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, frame};
 use kateway_tests::kateway::Kateway;
 use kateway_tests::topic::Topic;
 use kateway_tests::{folder, process, wait_until};
@@ -127,67 +127,34 @@ fn heads_over_a_limit() {
 fn body_cut_short_stores_nothing() {
     let gateway = Kateway::memory().start();
     let topic = Topic::fresh("two");
-    let data = frame(DATA, 0, b"only this");
+    let data = frame(DATA, 0, 1, b"only this");
     let cuts = [
         ("connection closed, length announced", Some("100"), data.clone()),
         ("connection closed, no length", None, data.clone()),
         ("connection closed before the body", Some("100"), Vec::new()),
-        ("stream reset", Some("100"), [data.clone(), frame(RST_STREAM, 0, &CANCEL)].concat()),
-        ("stream reset, no length", None, [data, frame(RST_STREAM, 0, &CANCEL)].concat()),
-        ("ended before its length", Some("100"), frame(DATA, END_STREAM, b"only this")),
-        ("longer than its length", Some("4"), frame(DATA, END_STREAM, b"only this")),
+        ("stream reset", Some("100"), [data.clone(), frame(RST_STREAM, 0, 1, &CANCEL)].concat()),
+        ("stream reset, no length", None, [data, frame(RST_STREAM, 0, 1, &CANCEL)].concat()),
+        ("ended before its length", Some("100"), frame(DATA, END_STREAM, 1, b"only this")),
+        ("longer than its length", Some("4"), frame(DATA, END_STREAM, 1, b"only this")),
     ];
     let open = || gateway.scrape().sum("kateway_connections", &[("shard", "0")]);
     for (what, length, rest) in cuts {
         let mut connection = gateway.publisher();
-        connection.send(&[PREFACE, &SETTINGS, &head(&topic, length), &rest].concat()).expect("sent");
+        connection.send(&[h2::greeting(), head(&topic, length), rest].concat()).expect("sent");
         wait_until(SOON, format!("{what}: the connection is served"), || open() >= 1.0);
-        // The gateway's own settings and their acknowledgement: what was sent before is read by then.
-        connection.send(&PING).expect("sent");
-        wait_for_pong(&mut connection);
+        h2::ping(&mut connection);
         drop(connection);
         wait_until(SOON, format!("{what}: the connection is gone"), || open() == 0.0);
     }
     assert_nothing_stored(&gateway, &topic);
 }
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// Empty: the defaults.
-const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
-const PING: [u8; 17] = [0, 0, 8, 6, 0, 0, 0, 0, 0, b'k', b'a', b't', b'e', b'w', b'a', b'y', b'?'];
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
-const CANCEL: [u8; 4] = [0, 0, 0, 8];
-
-/// A frame of stream 1.
-fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
-    let len = u32::try_from(payload.len()).expect("a few bytes").to_be_bytes();
-    [&len[1..], &[kind, flags, 0, 0, 0, 1], payload].concat()
-}
-
-/// The head of a publish, each field written out (RFC 7541, 6.2.2, new name).
+/// The head of a publish on stream 1.
 fn head(topic: &Topic, length: Option<&str>) -> Vec<u8> {
     let path = format!("/v1/msgs/{}/v1?partition=0", topic.name);
-    let mut fields = vec![(":method", "POST"), (":scheme", "http"), (":authority", "kateway"), (":path", &path)];
-    fields.extend([("appid", topic.appid.as_str())].into_iter().chain(length.map(|length| ("content-length", length))));
-    let text = |text: &str| [&[u8::try_from(text.len()).expect("short")], text.as_bytes()].concat();
-    let block: Vec<u8> = fields.iter().flat_map(|(name, value)| [vec![0], text(name), text(value)].concat()).collect();
-    frame(HEADERS, END_HEADERS, &block)
-}
-
-/// Reads frames until the answer to [`PING`].
-fn wait_for_pong(connection: &mut Connection) {
-    loop {
-        let head = connection.read_raw(9).unwrap_or_else(|e| panic!("{e}"));
-        let len = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
-        connection.read_raw(len).unwrap_or_else(|e| panic!("{e}"));
-        if (head[3], head[4]) == (PING[3], 1) {
-            return;
-        }
-    }
+    let length = length.map(|length| ("content-length", length));
+    let fields: Vec<_> = [("appid", topic.appid.as_str())].into_iter().chain(length).collect();
+    frame(HEADERS, END_HEADERS, 1, &h2::head("POST", &path, &fields))
 }
 
 fn many_streams_on_kafka() {

@@ -7,6 +7,10 @@
 use std::time::{Duration, Instant};
 
 use kateway_tests::client::Connection;
+use kateway_tests::h2::{
+    ACK, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, PING, PREFACE, RST_STREAM, SETTINGS, WINDOW_UPDATE,
+    frame, head, ping, read_frame,
+};
 use kateway_tests::kateway::Kateway;
 use kateway_tests::topic::Topic;
 use kateway_tests::{figures, wait_until};
@@ -20,43 +24,12 @@ pub const CASES: &[Case] = &[
 ];
 
 const SOON: Duration = Duration::from_secs(10);
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const GOAWAY: u8 = 7;
-const WINDOW_UPDATE: u8 = 8;
-const ACK: u8 = 1;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
 const SETTINGS_INITIAL_WINDOW_SIZE: [u8; 2] = [0, 4];
-
-struct Frame {
-    kind: u8,
-    flags: u8,
-    stream: u32,
-    payload: Vec<u8>,
-}
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let len = u32::try_from(payload.len()).expect("a few bytes").to_be_bytes();
-    [&len[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
-}
-
-fn next_frame(connection: &mut Connection) -> Frame {
-    let head = connection.read_raw(9).unwrap_or_else(|e| panic!("{e}"));
-    let len = usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
-    let payload = connection.read_raw(len).unwrap_or_else(|e| panic!("{e}"));
-    let stream = u32::from_be_bytes(head[5..9].try_into().expect("four bytes"));
-    Frame { kind: head[3], flags: head[4], stream, payload }
-}
 
 /// The next frame of that kind and stream; others are passed by.
 fn wait_for(connection: &mut Connection, kind: u8, stream: u32) -> Frame {
     loop {
-        let frame = next_frame(connection);
+        let frame = read_frame(connection).unwrap_or_else(|e| panic!("{e}"));
         assert!(frame.kind != GOAWAY, "the connection goes on: {:?}", String::from_utf8_lossy(&frame.payload));
         if (frame.kind, frame.stream) == (kind, stream) && (kind != PING || frame.flags == ACK) {
             return frame;
@@ -72,19 +45,9 @@ fn connect(gateway: &Kateway, window_bytes: u32) -> Connection {
     connection
 }
 
-/// A read, each field written out (RFC 7541, 6.2.2, new name).
 fn read(topic: &Topic, stream: u32, query: &str) -> Vec<u8> {
     let path = format!("/v1/msgs/{}/{}/v1?{query}", topic.appid, topic.name);
-    let fields =
-        [(":method", "GET"), (":scheme", "http"), (":authority", "kateway"), (":path", &path), ("appid", &topic.appid)];
-    let text = |text: &str| [&[u8::try_from(text.len()).expect("short")], text.as_bytes()].concat();
-    let block: Vec<u8> = fields.iter().flat_map(|(name, value)| [vec![0], text(name), text(value)].concat()).collect();
-    frame(HEADERS, END_STREAM | END_HEADERS, stream, &block)
-}
-
-fn ping(connection: &mut Connection) {
-    connection.send(&frame(PING, 0, 0, b"kateway?")).expect("sent");
-    wait_for(connection, PING, 0);
+    frame(HEADERS, END_STREAM | END_HEADERS, stream, &head("GET", &path, &[("appid", &topic.appid)]))
 }
 
 fn what_is_not_taken_is_not_delivered() {
@@ -144,7 +107,7 @@ fn stuck_stream_is_reset_alone() {
         let asked = Instant::now();
         connection.send(&read(&live, stream, "group=g&wait=5s")).expect("sent");
         loop {
-            let frame = next_frame(&mut connection);
+            let frame = read_frame(&mut connection).unwrap_or_else(|e| panic!("{e}"));
             reset |= (frame.kind, frame.stream) == (RST_STREAM, 1);
             if frame.stream == stream && frame.flags & END_STREAM != 0 {
                 break;

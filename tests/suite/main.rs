@@ -35,6 +35,7 @@ mod command_line;
 mod commits;
 mod compression;
 mod cors;
+mod deadlines;
 mod discovery;
 mod drain;
 mod faults;
@@ -43,6 +44,7 @@ mod framing;
 mod group_isolation;
 mod group_sharing;
 mod http2;
+mod http2_floods;
 mod http2_windows;
 mod idempotency;
 mod instruments;
@@ -135,6 +137,7 @@ const ALL: &[&[Case]] = &[
     commits::CASES,
     cors::CASES,
     discovery::CASES,
+    deadlines::CASES,
     drain::CASES,
     faults::CASES,
     formats::CASES,
@@ -142,6 +145,7 @@ const ALL: &[&[Case]] = &[
     group_isolation::CASES,
     group_sharing::CASES,
     http2::CASES,
+    http2_floods::CASES,
     http2_windows::CASES,
     idempotency::CASES,
     instruments::CASES,

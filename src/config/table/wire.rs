@@ -219,10 +219,25 @@ pub const KEYS: &[Key] = &[
         hot: true,
     },
     Key {
-        path: "http.body_timeout_ms",
+        path: "http.body_bytes_per_s_min",
+        kind: Kind::Int { min: 0, max: 1_048_576 },
+        default: Preset::Int(1_024),
+        doc: "Bytes a second at which a request body has to arrive: each byte buys its part of a second, up to 30 s ahead; slower: 408. \
+              0: no such floor.",
+        hot: true,
+    },
+    Key {
+        path: "http.body_grace_ms",
         kind: Kind::Int { min: 10, max: 600_000 },
-        default: Preset::Int(30_000),
-        doc: "Milliseconds a request body may take to arrive; over it: 408.",
+        default: Preset::Int(5_000),
+        doc: "Milliseconds before http.body_bytes_per_s_min counts.",
+        hot: true,
+    },
+    Key {
+        path: "http.body_timeout_ms",
+        kind: Kind::Int { min: 10, max: 3_600_000 },
+        default: Preset::Int(600_000),
+        doc: "Milliseconds a request body may take in all, however steadily it arrives; over it: 408.",
         hot: true,
     },
     Key {

@@ -10,6 +10,7 @@
 //! caller allowed; after any [`Malformed`] the caller answers, lets the rest pass by, and closes. Deadlines are the [`Watch`]'s.
 
 mod answer;
+mod chunk;
 mod pieces;
 #[cfg(test)]
 mod tests;
@@ -26,15 +27,14 @@ use std::{
 use bytes::Bytes;
 use futures_lite::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
+use self::chunk::Overhead;
 use super::{
     Stream,
-    head::{Framing, Head, Malformed, Version, parse_h1},
+    head::{Framing, H2_PREFACE, Head, Malformed, Version, parse_h1},
+    pace::Pace,
     watch::{Phase, Watch},
 };
 use crate::{config::resolve::HttpConfig, limits};
-
-/// The HTTP/2 connection preface; a cleartext client that knows starts with it (RFC 9113 section 3.3).
-pub const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// What of a request is left once its head was given to the caller.
 #[derive(Clone, Copy, Debug)]
@@ -61,6 +61,8 @@ pub struct H1<S> {
     out: Vec<u8>,
     watch: Rc<Watch>,
     config: Rc<HttpConfig>,
+    /// Of the body being read.
+    pace: Pace,
     /// When the first byte of the request being read was there.
     began: Option<Instant>,
 }
@@ -69,7 +71,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> H1<S> {
     pub fn new(stream: S, watch: Rc<Watch>, config: Rc<HttpConfig>) -> Self {
         let bytes = limits::READ_BUFFER_BYTES.max(config.head_bytes_max + 1024);
         let (buffer, out) = (vec![0; bytes].into(), Vec::with_capacity(512));
-        Self { stream, buffer, start: 0, end: 0, out, watch, config, began: None }
+        let pace = Pace::new(&config, watch.now_ms());
+        Self { stream, buffer, start: 0, end: 0, out, watch, config, pace, began: None }
     }
 
     /// A connection of which some bytes were read elsewhere. The time that took is in no figure.
@@ -117,7 +120,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> H1<S> {
         &mut self,
         plan: impl FnOnce(&Head<'_>, Instant) -> T,
     ) -> Result<Option<(T, Pending)>, Malformed> {
-        self.watch.enter(Phase::Idle, Some(self.config.idle_timeout));
+        // A head that was begun while the protocol was being told keeps its deadline.
+        if self.watch.phase() != Phase::Head {
+            self.watch.enter(Phase::Idle, Some(self.config.idle_timeout));
+        }
         let mut plan = Some(plan);
         loop {
             if self.start < self.end {
@@ -166,32 +172,59 @@ impl<S: AsyncRead + AsyncWrite + Unpin> H1<S> {
 
     /// Reads the whole body, at most `bytes_max` of it.
     pub async fn body(&mut self, pending: &mut Pending, bytes_max: usize) -> Result<Bytes, Malformed> {
-        if pending.framing == Framing::Length(0) {
-            return Ok(Bytes::new());
-        }
-        self.watch.enter(Phase::Body, Some(self.config.body_timeout));
-        if std::mem::take(&mut pending.expects_continue) && self.start == self.end {
-            self.stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.map_err(|_| Malformed::Cut)?;
-            self.watch.enter(Phase::Body, Some(self.config.body_timeout));
-        }
-        let body = match pending.framing {
+        let length = match pending.framing {
             Framing::Length(length) => match usize::try_from(length) {
-                Ok(length) if length <= bytes_max => self.sized(length).await?,
+                Ok(length) if length <= bytes_max => Some(length),
                 _ => return Err(Malformed::BodyTooLarge),
             },
-            Framing::Chunked | Framing::Stream(_) => self.chunked(bytes_max).await?,
+            Framing::Chunked | Framing::Stream(_) => None,
+        };
+        // What came with its head, as most do, has no deadline to keep.
+        if let Some(length) = length.filter(|length| *length <= self.end - self.start) {
+            let body = Bytes::copy_from_slice(&self.buffer[self.start..self.start + length]);
+            self.start += length;
+            pending.framing = Framing::Length(0);
+            return Ok(body);
+        }
+        self.begin_body();
+        if std::mem::take(&mut pending.expects_continue) && self.start == self.end {
+            self.stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.map_err(|_| Malformed::Cut)?;
+            self.begin_body();
+        }
+        let body = match length {
+            Some(length) => self.sized(length).await?,
+            None => self.chunked(bytes_max).await?,
         };
         pending.framing = Framing::Length(0);
         self.watch.enter(Phase::Handler, None);
         Ok(body)
     }
 
-    async fn sized(&mut self, length: usize) -> Result<Bytes, Malformed> {
-        if self.end - self.start >= length {
-            let body = Bytes::copy_from_slice(&self.buffer[self.start..self.start + length]);
-            self.start += length;
-            return Ok(body);
+    fn begin_body(&mut self) {
+        self.pace = Pace::new(&self.config, self.watch.now_ms());
+        self.pace_body();
+    }
+
+    /// Reading goes on after a while that was the reader's.
+    fn resume_body(&mut self) {
+        self.pace.resume(self.watch.now_ms());
+        self.pace_body();
+    }
+
+    fn pace_body(&mut self) {
+        let (phase, within) = self.pace.phase();
+        self.watch.enter(phase, Some(within));
+    }
+
+    /// So many bytes came; those of a body buy it time.
+    fn came(&mut self, bytes: usize) {
+        if matches!(self.watch.phase(), Phase::Body | Phase::BodyRate) && !self.watch.is_expired() {
+            self.pace.got(bytes, self.watch.now_ms());
+            self.pace_body();
         }
+    }
+
+    async fn sized(&mut self, length: usize) -> Result<Bytes, Malformed> {
         let mut body = vec![0; length];
         let mut filled = self.end - self.start;
         body[..filled].copy_from_slice(&self.buffer[self.start..self.end]);
@@ -200,7 +233,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> H1<S> {
             let got = read(&mut self.stream, &mut body[filled..]).await;
             match got {
                 Ok(0) | Err(_) => return Err(self.cut_in_body()),
-                Ok(n) => filled += n,
+                Ok(n) => {
+                    filled += n;
+                    self.came(n);
+                }
             }
         }
         Ok(body.into())
@@ -208,8 +244,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> H1<S> {
 
     async fn chunked(&mut self, bytes_max: usize) -> Result<Bytes, Malformed> {
         let mut body = Vec::new();
+        let mut overhead = Overhead::default();
         loop {
-            let size = parse_chunk_size(self.line().await?)?;
+            let size = self.chunk_size(&mut overhead).await?;
             if size == 0 {
                 break;
             }
@@ -235,15 +272,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> H1<S> {
         Ok(body.into())
     }
 
+    /// The size of the next chunk; 0: the last.
+    async fn chunk_size(&mut self, overhead: &mut Overhead) -> Result<u64, Malformed> {
+        let line = self.line().await?;
+        let size = chunk::parse_size(line)?;
+        overhead.add(line.len(), size)?;
+        Ok(size)
+    }
+
     /// What stands behind the last chunk; it is passed over.
     async fn trailers(&mut self) -> Result<(), Malformed> {
         let mut trailer_bytes = 0;
         loop {
-            let line = self.line().await?.len();
-            trailer_bytes += line;
-            if line == 0 {
+            let line = self.line().await?;
+            if line.is_empty() {
                 return Ok(());
             }
+            chunk::check_trailer(line)?;
+            trailer_bytes += line.len();
             if trailer_bytes > limits::HEAD_BYTES_MAX {
                 return Err(Malformed::HeadTooLarge);
             }
@@ -272,7 +318,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> H1<S> {
     }
 
     fn cut_in_body(&self) -> Malformed {
-        if self.watch.is_expired() { Malformed::BodyTimeout } else { Malformed::Cut }
+        match self.watch.phase() {
+            Phase::Body if self.watch.is_expired() => Malformed::BodyTimeout,
+            Phase::BodyRate if self.watch.is_expired() => Malformed::BodyTooSlow,
+            _ => Malformed::Cut,
+        }
     }
 
     /// Passes by the rest of a refused body. True when the connection may go on: all of it was already here.
@@ -357,6 +407,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> H1<S> {
         }
         .unwrap_or(0);
         self.end += got;
+        self.came(got);
         Ok(got)
     }
 }
@@ -366,20 +417,6 @@ impl H1<Stream> {
     pub fn say_close(&mut self) {
         self.stream.say_close();
     }
-}
-
-/// Size in hex, at most eight digits; extensions are passed over.
-fn parse_chunk_size(line: &[u8]) -> Result<u64, Malformed> {
-    let wrong = Malformed::Syntax("a chunk size is not a hex number");
-    let end = line.iter().position(|b| !b.is_ascii_hexdigit()).unwrap_or(line.len());
-    if end == 0 || end > 8 || (end < line.len() && line[end] != b';') {
-        return Err(wrong);
-    }
-    if line.iter().any(|b| matches!(b, b'\r' | 0)) {
-        return Err(wrong);
-    }
-    let digits = std::str::from_utf8(&line[..end]).map_err(|_| wrong)?;
-    u64::from_str_radix(digits, 16).map_err(|_| wrong)
 }
 
 /// One read. Dropping it loses nothing: bytes leave the socket only when it resolves.

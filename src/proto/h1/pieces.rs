@@ -5,14 +5,13 @@
 //!         \-> Size line --> Chunk(left) --> its CRLF --> Size line ... --> trailers --> Over
 //! ```
 //!
-//! Invariant: reading, all pieces together, takes no longer than a body may; the time between two pieces is the reader's.
-
-use std::time::{Duration, Instant};
+//! Invariant: reading, all pieces together, takes no longer than a body may ([`Pace`](crate::proto::pace)); the time between two pieces is
+//! the reader's.
 
 use bytes::Bytes;
 use futures_lite::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
-use super::{H1, Pending, parse_chunk_size, read};
+use super::{H1, Pending, chunk::Overhead, read};
 use crate::{
     limits,
     proto::{
@@ -38,8 +37,7 @@ pub struct BodyPieces<'a, S> {
     h1: &'a mut H1<S>,
     pending: &'a mut Pending,
     state: State,
-    /// What reading may still take.
-    left: Duration,
+    overhead: Overhead,
     /// What the socket is read into, once the connection's own buffer is empty: pieces are exact copies, so that none keeps more than
     /// it holds.
     scratch: Vec<u8>,
@@ -48,8 +46,9 @@ pub struct BodyPieces<'a, S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> H1<S> {
     /// The body of the request just read, to be taken piece by piece.
     pub fn pieces<'a>(&'a mut self, pending: &'a mut Pending) -> BodyPieces<'a, S> {
-        let left = self.config.body_timeout;
-        BodyPieces { h1: self, pending, state: State::Start, left, scratch: Vec::new() }
+        self.begin_body();
+        let overhead = Overhead::default();
+        BodyPieces { h1: self, pending, state: State::Start, overhead, scratch: Vec::new() }
     }
 }
 
@@ -73,7 +72,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> BodyPieces<'_, S> {
                     self.state = State::Sized(left - piece.len() as u64);
                     return Ok(Some(piece));
                 }
-                State::SizeLine => match parse_chunk_size(self.h1.line().await?)? {
+                State::SizeLine => match self.h1.chunk_size(&mut self.overhead).await? {
                     0 => {
                         self.h1.trailers().await?;
                         State::Over
@@ -121,17 +120,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> BodyPieces<'_, S> {
         }
         match read(&mut h1.stream, &mut self.scratch[..wanted]).await {
             Ok(0) | Err(_) => Err(h1.cut_in_body()),
-            Ok(got) => Ok(Bytes::copy_from_slice(&self.scratch[..got])),
+            Ok(got) => {
+                h1.came(got);
+                Ok(Bytes::copy_from_slice(&self.scratch[..got]))
+            }
         }
     }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Pieces for BodyPieces<'_, S> {
     async fn next(&mut self) -> Result<Option<Bytes>, Malformed> {
-        let began = Instant::now();
-        self.h1.watch.enter(Phase::Body, Some(self.left));
+        self.h1.resume_body();
         let piece = self.advance().await;
-        self.left = self.left.saturating_sub(began.elapsed());
         if piece.is_ok() {
             self.h1.watch.enter(Phase::Handler, None);
         }

@@ -22,7 +22,7 @@ use bytes::{Buf, Bytes};
 use glommio::timer::Timer;
 use http_body::Frame;
 
-use super::OpenRequest;
+use super::pulse::OpenRequest;
 use crate::{
     limits,
     proto::reply::{Aborted, Body, BodySource, Reply, Sent},
@@ -337,7 +337,7 @@ impl http_body::Body for ResponseBody {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
+    use std::{fs::File, sync::Arc};
 
     use http_body::Body as _;
 
@@ -345,7 +345,7 @@ mod tests {
     use crate::{
         config::resolve::HttpConfig,
         proto::{
-            h2::Pulse,
+            h2::pulse::Pulse,
             watch::{Clock, Watch},
         },
     };
@@ -393,6 +393,8 @@ mod tests {
             head_bytes_max: limits::HEAD_BYTES_MAX,
             target_bytes_max: limits::TARGET_BYTES_MAX,
             head_timeout: second,
+            body_bytes_per_s_min: 1_024,
+            body_grace: second,
             body_timeout: second,
             idle_timeout: second,
             write_timeout: second,
@@ -401,7 +403,8 @@ mod tests {
             origins: Vec::new(),
         };
         let socket = File::open("/dev/null").expect("it is there").into();
-        let pulse = Pulse::new(Rc::new(Watch::new(Rc::new(socket), Clock::default(), 0)), &config);
+        let watch = Rc::new(Watch::new(Rc::new(socket), Clock::default(), 0));
+        let pulse = Pulse::new(watch, &config, Arc::default());
         Handing::new(Rc::clone(flushes), OpenRequest::new(&pulse))
     }
 

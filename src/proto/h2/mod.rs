@@ -4,9 +4,12 @@
 //! turns its requests into [`Head`]s and our [`Reply`]s into its responses ([`body`]). Per core: nothing here leaves the executor.
 
 mod body;
+mod floods;
+mod pulse;
+mod request;
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::RefCell,
     future::{Future, poll_fn},
     io,
     panic::AssertUnwindSafe,
@@ -14,22 +17,29 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::{Context, Poll},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_lite::{AsyncRead, AsyncWrite, FutureExt};
-use http_body::Body as _;
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 
-use self::body::{Flushes, Handing, ResponseBody, Stuck};
+pub use self::request::{PacedBody, RequestBody};
+use self::{
+    body::{Flushes, Handing, ResponseBody, Stuck},
+    floods::{Flood, Frames},
+    pulse::{OpenRequest, Pulse},
+};
 use super::{
     head::{Framing, Head, Malformed, Method, Version, parse_length},
-    pieces::Pieces,
     reply::Reply,
-    watch::{Phase, Watch},
+    watch::Watch,
 };
-use crate::{config::resolve::HttpConfig, limits, metrics::ShardMetrics, within::within};
+use crate::{
+    config::resolve::HttpConfig,
+    limits,
+    metrics::{Cells, Counter, ShardMetrics},
+};
 
 /// Streams one client may have open at once.
 const STREAMS_MAX: u32 = 256;
@@ -38,6 +48,12 @@ const HEADER_LIST_BYTES_MAX: u32 = 16 * 1024;
 /// Flow-control windows: one full message fits without waiting for an update.
 const STREAM_WINDOW_BYTES: u32 = 512 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// The least that RFC 9113 allows: what is read at once is no longer, and h2spec takes it for given.
+const FRAME_BYTES_MAX: u32 = 16 * 1024;
+/// Streams of a connection that hyper resets because the client broke a rule; hyper then ends the connection.
+const LOCAL_ERROR_RESETS_MAX: usize = 1024;
+/// What is still read of a client that is cut for a flood: what its kernel sent already must not become a reset over our GOAWAY.
+const FLOOD_BYTES_DROPPED_MAX: usize = 1024 * 1024;
 
 /// hyper's view of our stream; `unread` are the bytes read before hyper came.
 struct HyperIo<S> {
@@ -46,10 +62,46 @@ struct HyperIo<S> {
     unread: Bytes,
     scratch: Box<[u8]>,
     flushes: Rc<Flushes>,
+    frames: Frames,
     metrics: Arc<ShardMetrics>,
 }
 
-impl<S: AsyncRead + Unpin> hyper::rt::Read for HyperIo<S> {
+fn counter(flood: Flood, cells: &Cells) -> &Counter {
+    match flood {
+        Flood::Reset => &cells.h2_floods_reset,
+        Flood::Ping => &cells.h2_floods_ping,
+        Flood::Settings => &cells.h2_floods_settings,
+        Flood::EmptyData => &cells.h2_floods_empty_data,
+        Flood::Continuation => &cells.h2_floods_continuation,
+        Flood::WindowUpdate => &cells.h2_floods_window_update,
+        Flood::Other => &cells.h2_floods_other,
+        Flood::Hyper => &cells.h2_floods_hyper,
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> HyperIo<S> {
+    /// Counts the flood, says so to the client if it can be told at once, and closes our side; the error has hyper drop the rest.
+    fn end(&mut self, flood: Flood, cx: &mut Context<'_>) -> io::Error {
+        counter(flood, &self.metrics.cells).add(1);
+        tracing::debug!(?flood, "an HTTP/2 connection is ended");
+        if let Some(goaway) = self.frames.goaway(flood) {
+            // A socket that takes nothing has a client that does not listen either.
+            let _ = Pin::new(&mut self.stream).poll_write(cx, &goaway);
+            let _ = Pin::new(&mut self.stream).poll_flush(cx);
+        }
+        let _ = Pin::new(&mut self.stream).poll_close(cx);
+        let mut dropped = 0;
+        while dropped < FLOOD_BYTES_DROPPED_MAX {
+            match Pin::new(&mut self.stream).poll_read(cx, &mut self.scratch) {
+                Poll::Ready(Ok(read)) if read > 0 => dropped += read,
+                _ => break,
+            }
+        }
+        io::Error::new(io::ErrorKind::ConnectionAborted, "the client floods")
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> hyper::rt::Read for HyperIo<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -58,25 +110,42 @@ impl<S: AsyncRead + Unpin> hyper::rt::Read for HyperIo<S> {
         let this = self.get_mut();
         if !this.unread.is_empty() {
             let take = this.unread.len().min(buf.remaining());
-            buf.put_slice(&this.unread.split_to(take));
+            let unread = this.unread.split_to(take);
+            if let Err(flood) = this.frames.read(&unread, this.pulse.watch.now_ms()) {
+                return Poll::Ready(Err(this.end(flood, cx)));
+            }
+            buf.put_slice(&unread);
+            this.pulse.read(this.frames.is_cut_short());
             return Poll::Ready(Ok(()));
         }
         let room = this.scratch.len().min(buf.remaining());
         let read = std::task::ready!(Pin::new(&mut this.stream).poll_read(cx, &mut this.scratch[..room]))?;
+        if let Err(flood) = this.frames.read(&this.scratch[..read], this.pulse.watch.now_ms()) {
+            return Poll::Ready(Err(this.end(flood, cx)));
+        }
         buf.put_slice(&this.scratch[..read]);
-        this.pulse.read();
+        this.pulse.read(this.frames.is_cut_short());
         Poll::Ready(Ok(()))
     }
 }
 
-impl<S: AsyncWrite + Unpin> hyper::rt::Write for HyperIo<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.flushes.wrote();
-        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+impl<S: AsyncRead + AsyncWrite + Unpin> hyper::rt::Write for HyperIo<S> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        this.flushes.wrote();
+        let written = Pin::new(&mut this.stream).poll_write(cx, buf);
         match written {
-            Poll::Ready(Ok(1..)) => self.pulse.wrote(),
+            Poll::Ready(Ok(taken)) if taken > 0 => {
+                this.pulse.wrote();
+                match this.frames.written(&buf[..taken], this.pulse.watch.now_ms()) {
+                    Ok(()) => {}
+                    // hyper has said so itself, and ends the connection.
+                    Err(Flood::Hyper) => counter(Flood::Hyper, &this.metrics.cells).add(1),
+                    Err(flood) => return Poll::Ready(Err(this.end(flood, cx))),
+                }
+            }
             Poll::Ready(_) => {}
-            Poll::Pending => self.pulse.blocked(),
+            Poll::Pending => this.pulse.blocked(),
         }
         written
     }
@@ -89,94 +158,6 @@ impl<S: AsyncWrite + Unpin> hyper::rt::Write for HyperIo<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_close(cx)
-    }
-}
-
-/// Keeps a connection's deadline. While the socket takes nothing of what is written: the time to write. While answers stand in
-/// windows that the client does not open: bytes of an answer must move within the longest wait an answer may have and the time to
-/// write it, whatever else the client says. Else any byte must, within that time while requests are open (an endless answer has its
-/// heartbeats) and within the idle time when none is.
-#[derive(Debug)]
-struct Pulse {
-    watch: Rc<Watch>,
-    open: Cell<usize>,
-    /// Pieces of answers that were given and not yet taken.
-    owed: Cell<usize>,
-    is_blocked: Cell<bool>,
-    idle: Duration,
-    busy: Duration,
-    write: Duration,
-}
-
-impl Pulse {
-    fn new(watch: Rc<Watch>, config: &HttpConfig) -> Rc<Self> {
-        let busy = Duration::from_secs(limits::WAIT_S_MAX) + config.write_timeout;
-        let (idle, write) = (config.idle_timeout, config.write_timeout);
-        let (open, owed, is_blocked) = Default::default();
-        let this = Self { watch, open, owed, is_blocked, idle, busy, write };
-        this.beat();
-        Rc::new(this)
-    }
-
-    fn beat(&self) {
-        let within = if self.open.get() == 0 { self.idle } else { self.busy };
-        self.watch.enter(Phase::Stream, Some(within));
-    }
-
-    fn read(&self) {
-        if self.owed.get() == 0 && !self.is_blocked.get() {
-            self.beat();
-        }
-    }
-
-    fn wrote(&self) {
-        if self.is_blocked.replace(false) || self.owed.get() == 0 {
-            self.beat();
-        }
-    }
-
-    /// The socket takes no more.
-    fn blocked(&self) {
-        if !self.is_blocked.replace(true) {
-            self.watch.enter(Phase::Stream, Some(self.write));
-        }
-    }
-
-    /// Bytes of an answer went through its window.
-    fn moved(&self) {
-        if !self.is_blocked.get() {
-            self.beat();
-        }
-    }
-
-    fn change(&self, open: usize) {
-        self.open.set(open);
-        self.read();
-    }
-
-    fn owe(&self, pieces: isize) {
-        let owed_before = self.owed.get();
-        self.owed.set(owed_before.saturating_add_signed(pieces));
-        if owed_before == 0 {
-            self.moved();
-        }
-    }
-}
-
-/// One open request.
-#[derive(Debug)]
-struct OpenRequest(Rc<Pulse>);
-
-impl OpenRequest {
-    fn new(pulse: &Rc<Pulse>) -> Self {
-        pulse.change(pulse.open.get() + 1);
-        Self(Rc::clone(pulse))
-    }
-}
-
-impl Drop for OpenRequest {
-    fn drop(&mut self) {
-        self.0.change(self.0.open.get() - 1);
     }
 }
 
@@ -213,100 +194,6 @@ impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for LocalExecutor 
     }
 }
 
-/// The body of one request, read by the handler's plan.
-#[derive(Debug)]
-pub struct RequestBody {
-    incoming: Incoming,
-}
-
-impl RequestBody {
-    /// Reads the whole body, at most `bytes_max` of it.
-    pub async fn read(&mut self, bytes_max: usize) -> Result<Bytes, Malformed> {
-        let mut first: Option<Bytes> = None;
-        let mut rest = BytesMut::new();
-        while let Some(frame) = poll_fn(|cx| Pin::new(&mut self.incoming).poll_frame(cx)).await {
-            let Ok(data) = frame.map_err(|_| Malformed::Cut)?.into_data() else { continue };
-            if first.as_ref().map_or(0, Bytes::len) + rest.len() + data.len() > bytes_max {
-                return Err(Malformed::BodyTooLarge);
-            }
-            match &first {
-                None => first = Some(data),
-                Some(_) => rest.extend_from_slice(&data),
-            }
-        }
-        let Some(first) = first else { return Ok(Bytes::new()) };
-        if rest.is_empty() {
-            return Ok(first);
-        }
-        let mut whole = BytesMut::with_capacity(first.len() + rest.len());
-        whole.extend_from_slice(&first);
-        whole.extend_from_slice(&rest);
-        Ok(whole.freeze())
-    }
-}
-
-/// A body that is read piece by piece, all of it within `left`.
-#[derive(Debug)]
-pub struct TimedBody {
-    body: RequestBody,
-    left: Duration,
-    is_over: bool,
-}
-
-impl RequestBody {
-    /// To be read piece by piece, which may take `limit` in all; the time between two pieces is the reader's.
-    pub fn within(self, limit: Duration) -> TimedBody {
-        TimedBody { body: self, left: limit, is_over: false }
-    }
-}
-
-impl TimedBody {
-    /// The body was read to its end.
-    pub fn is_over(&self) -> bool {
-        self.is_over
-    }
-
-    /// Passes by what is left of it, within reason: an answer before the end of the body resets the stream, which many clients take
-    /// for a failure.
-    pub async fn skip(&mut self) {
-        self.left = Duration::from_millis(limits::REFUSED_BODY_MS_MAX);
-        let mut passed = 0;
-        while passed < limits::REFUSED_BODY_BYTES_MAX {
-            match self.next().await {
-                Ok(Some(piece)) => passed += piece.len(),
-                Ok(None) | Err(_) => return,
-            }
-        }
-    }
-}
-
-impl Pieces for TimedBody {
-    async fn next(&mut self) -> Result<Option<Bytes>, Malformed> {
-        let began = Instant::now();
-        let next = async {
-            loop {
-                let Some(frame) = poll_fn(|cx| Pin::new(&mut self.body.incoming).poll_frame(cx)).await else {
-                    return Ok(None);
-                };
-                match frame.map_err(|_| Malformed::Cut)?.into_data() {
-                    Ok(data) if !data.is_empty() => return Ok(Some(data)),
-                    _ => {}
-                }
-            }
-        };
-        let piece = within(self.left, next).await.unwrap_or(Err(Malformed::BodyTimeout));
-        self.left = self.left.saturating_sub(began.elapsed());
-        self.is_over |= matches!(piece, Ok(None));
-        piece
-    }
-
-    async fn whole(&mut self, bytes_max: usize) -> Result<Bytes, Malformed> {
-        let body = within(self.left, self.body.read(bytes_max)).await.unwrap_or(Err(Malformed::BodyTimeout))?;
-        self.is_over = true;
-        Ok(body)
-    }
-}
-
 /// Where a connection is when hyper takes it over.
 #[derive(Debug)]
 pub struct Start<S> {
@@ -327,21 +214,29 @@ where
 {
     let Start { stream, unread, watch, config, metrics } = start;
     let write_timeout = config.write_timeout;
-    let pulse = Pulse::new(watch, &config);
+    let pulse = Pulse::new(watch, &config, Arc::clone(&metrics));
     let flushes = Rc::<Flushes>::default();
     let scratch = vec![0; 16 * 1024].into();
     let record = {
         let metrics = Arc::clone(&metrics);
         move |took| metrics.pub_stages.write.record(took)
     };
-    let io = HyperIo { stream, pulse: Rc::clone(&pulse), unread, scratch, flushes: Rc::clone(&flushes), metrics };
+    let io = HyperIo {
+        stream,
+        pulse: Rc::clone(&pulse),
+        unread,
+        scratch,
+        flushes: Rc::clone(&flushes),
+        frames: Frames::new(),
+        metrics,
+    };
     let executor = LocalExecutor { born: Rc::default(), write_timeout };
     let (born, flushing) = (Rc::clone(&executor.born), Rc::clone(&flushes));
     let service = service_fn(move |request: http::Request<Incoming>| {
         let handing = Handing::new(Rc::clone(&flushing), OpenRequest::new(&pulse));
         born.replace(Some(Rc::clone(&handing)));
         let planned = with_head(request.uri(), &request, |head| plan.plan(head));
-        let answered = answer.answer(planned, RequestBody { incoming: request.into_body() });
+        let answered = answer.answer(planned, RequestBody { incoming: request.into_body(), pulse: Rc::clone(&pulse) });
         // On the heap: hyper and the executor move it several times, and it has room for every kind of answer.
         let answered = Box::pin(answered);
         async move { Ok::<_, std::convert::Infallible>(response(answered.await, handing)) }
@@ -351,7 +246,9 @@ where
         .max_header_list_size(HEADER_LIST_BYTES_MAX)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .max_frame_size(64 * 1024)
+        .max_frame_size(FRAME_BYTES_MAX)
+        .max_pending_accept_reset_streams(limits::H2_RESETS_MAX as usize)
+        .max_local_error_reset_streams(LOCAL_ERROR_RESETS_MAX)
         .serve_connection(io, service);
     let mut connection = std::pin::pin!(connection);
     let mut draining = std::pin::pin!(draining);

@@ -10,7 +10,7 @@
 //! from the other side; [`transaction`], which writes as the gateway does not; [`tls`], [`haproxy`], [`nginx`] and [`link`], which stand
 //! between clients and gateways; [`hinder`], which gets in a gateway's way; [`ledger`] and [`load`], which prove that
 //! nothing was lost on the way in, [`read_ledger`] and [`crowd`], on the way out; [`figures`], which collects what a run
-//! measured.
+//! measured; [`tools`], which fetches what others have written.
 
 pub mod admin;
 pub mod client;
@@ -36,6 +36,7 @@ pub mod process;
 pub mod read_ledger;
 pub mod readers;
 pub mod tls;
+pub mod tools;
 pub mod topic;
 pub mod transaction;
 pub mod wait;

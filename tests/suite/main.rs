@@ -36,6 +36,7 @@ mod commits;
 mod compression;
 mod cors;
 mod deadlines;
+mod differential;
 mod discovery;
 mod drain;
 mod faults;
@@ -43,6 +44,7 @@ mod formats;
 mod framing;
 mod group_isolation;
 mod group_sharing;
+mod h2spec;
 mod http2;
 mod http2_floods;
 mod http2_windows;
@@ -69,6 +71,7 @@ mod respread;
 mod roundtrip;
 mod shadow_queues;
 mod shards;
+mod slow_clients;
 mod slow_readers;
 mod sockets;
 mod stage;
@@ -88,6 +91,7 @@ mod topics;
 mod topics_again;
 mod trace_context;
 mod two_gateways;
+mod varnishtest;
 mod watchdog;
 mod where_time_goes;
 mod who_reads;
@@ -138,12 +142,14 @@ const ALL: &[&[Case]] = &[
     cors::CASES,
     discovery::CASES,
     deadlines::CASES,
+    differential::CASES,
     drain::CASES,
     faults::CASES,
     formats::CASES,
     framing::CASES,
     group_isolation::CASES,
     group_sharing::CASES,
+    h2spec::CASES,
     http2::CASES,
     http2_floods::CASES,
     http2_windows::CASES,
@@ -170,6 +176,7 @@ const ALL: &[&[Case]] = &[
     roundtrip::CASES,
     shadow_queues::CASES,
     shards::CASES,
+    slow_clients::CASES,
     slow_readers::CASES,
     sockets::CASES,
     start::CASES,
@@ -188,6 +195,7 @@ const ALL: &[&[Case]] = &[
     topics_again::CASES,
     trace_context::CASES,
     two_gateways::CASES,
+    varnishtest::CASES,
     where_time_goes::CASES,
     watchdog::CASES,
     who_reads::CASES,

@@ -257,6 +257,8 @@ fn limits_json(ctx: &Context) -> Value {
         "tag_bytes_max": limits::TAG_BYTES_MAX,
         "batch_messages_max": limits::BATCH_MESSAGES_MAX,
         "batch_bytes_max": config.subscribe.batch_bytes_max,
+        "publish_batch_messages_max": config.publish.batch_messages_max,
+        "publish_batch_bytes_max": config.publish.batch_bytes_max,
         "inflight_max_per_shard": config.publish.inflight_max,
         "connections_max_per_shard": config.http.connections_max,
         "requests_max_per_connection": config.http.max_requests,

@@ -202,6 +202,7 @@ impl Batch {
         if self.form == Form::Array {
             let topic = self.publish.topic(ctx).await?;
             let mut sending = self.sending(ctx, topic)?;
+            sending.expect(elements.len());
             for range in elements {
                 sending.send(parse::element(&body, range, self.message_bytes_max)).await;
             }
@@ -212,6 +213,7 @@ impl Batch {
         let highest = items.iter().filter_map(|item| item.as_ref().ok()?.partition).max();
         self.know_partition(ctx, &topic.0, highest).await?;
         let mut sending = self.sending(ctx, topic)?;
+        sending.expect(items.len());
         for item in items {
             sending.send(item).await;
         }

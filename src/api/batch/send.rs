@@ -85,6 +85,14 @@ impl<'a> Sending<'a> {
         }
     }
 
+    /// Makes room for as many messages as there are.
+    pub fn expect(&mut self, messages: usize) {
+        self.results.reserve_exact(messages);
+        if !self.is_queued {
+            self.under_way.reserve_exact(messages);
+        }
+    }
+
     /// Partitions the topic has.
     pub fn partitions(&self) -> Partition {
         self.topic.partitions.get()

@@ -15,11 +15,13 @@ INFERNO := 0.12.8
 ARGS ?= --store memory --set drain.notice_s=0
 # Other arguments of the benchmark, e.g. make bench BENCH='--rounds 2 --no-result', make bench-peers BENCH=--keep.
 BENCH ?=
+# Seconds for each target of `make fuzz`.
+FUZZ_S ?= 60
 # Filter of `make test`, e.g. make test ONLY=long_poll.
 ONLY ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run build check test unit suite soak bench bench-scale bench-compare bench-tools bench-peers bench-quick flame instructions syscalls config kafka-jars tools clean
+.PHONY: help run build check test unit suite fuzz soak bench bench-scale bench-compare bench-tools bench-peers bench-quick flame instructions syscalls config kafka-jars tools clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +58,10 @@ suite: ## Run the tests from outside against the built binary (ONLY= to select)
 	@.ci/tools build test
 	$(CARGO) build $(PROFILE) --workspace --exclude kateway-direct --bins
 	KATEWAY_BIN=$(abspath $(KATEWAY)) $(CARGO) test $(PROFILE) --workspace --test suite -- $(ONLY)
+
+fuzz: ## Feed the parsers what a fuzzer makes, each for FUZZ_S seconds (60); inputs that crash one are kept under target/fuzz
+	@.ci/tools build
+	tests/fuzz/run $(FUZZ_S)
 
 soak: ## A reader that stalls for ten minutes on a real Kafka, and ZooKeeper away for a minute under load; prints what was lost and how memory went
 	@.ci/tools build test

@@ -171,7 +171,9 @@ fn split(form: Form, body: &[u8], piece_bytes: usize) -> Vec<Result<Item, u32>> 
 /// What is taken for an array is one for serde_json too, with the same elements.
 fn array(body: &Bytes, are_envelopes: bool) {
     let elements = document::elements(body, MESSAGES_MAX);
-    let Poll::Ready(found) = pin!(elements).poll(&mut Context::from_waker(Waker::noop())) else { panic!("nobody to yield to") };
+    let Poll::Ready(found) = pin!(elements).poll(&mut Context::from_waker(Waker::noop())) else {
+        panic!("nobody to yield to")
+    };
     let Ok(ranges) = found else { return };
     assert!((1..=MESSAGES_MAX).contains(&ranges.len()));
     match serde_json::from_slice::<Vec<&RawValue>>(body) {

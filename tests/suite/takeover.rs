@@ -11,6 +11,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use kateway_tests::client::{Connection, Part, Request};
@@ -18,16 +19,20 @@ use kateway_tests::kateway::{self, Builder, Kateway};
 use kateway_tests::ledger::{Answer, Ledger};
 use kateway_tests::load::{Load, Plan, Tally};
 use kateway_tests::process::{self, Process};
+use kateway_tests::tls::Authority;
 use kateway_tests::topic::Topic;
 use kateway_tests::{figures, folder, kcat, ports, wait_until};
+use rustls::version::TLS13;
 
 use crate::stage::SOON;
+use crate::tls::with_tls;
 use crate::{Case, kafka};
 
 pub const CASES: &[Case] = &[
     Case::new("takeover::nothing_is_lost", nothing_is_lost).alone(),
     Case::new("takeover::acknowledged_is_stored", acknowledged_is_stored).kafka().alone(),
     Case::new("takeover::what_is_under_way_is_finished", what_is_under_way_is_finished),
+    Case::new("takeover::tls_is_handed_over_too", tls_is_handed_over_too),
     Case::new("takeover::failing_successor_costs_nothing", failing_successor_costs_nothing),
     Case::new("takeover::successor_without_a_cluster_gives_up", successor_without_a_cluster_gives_up),
     Case::new("takeover::nobody_to_take_over_from", nobody_to_take_over_from),
@@ -200,6 +205,46 @@ fn what_is_under_way_is_finished() {
     assert!(half.read_response().unwrap_or_else(|e| panic!("{e}")).expect(201).closes());
     assert_eq!(gateway.wait_end(SOON).code(), Some(0));
     successor.publish(&topic.publish("", "x")).expect(201);
+}
+
+/// One connection for each request, over TLS, while the gateway is replaced: the addresses stay, and nothing fails.
+fn tls_is_handed_over_too() {
+    let path = socket();
+    let topic = Topic::fresh("sealed");
+    let authority = Authority::new();
+    let pair = authority.issue("DNS:a.test");
+    let builder = |shards| with_tls(with_socket(Kateway::null().shards(shards), &path), &[&pair]);
+    let mut gateway = builder(1).start();
+    let addresses = ["pub_tls", "sub_tls", "man_tls"].map(|name| gateway.address(name));
+    let client = authority.client(&[&TLS13], &[b"http/1.1"]);
+    let (is_over, count, start) = (AtomicBool::new(false), AtomicUsize::new(0), Instant::now());
+    std::thread::scope(|scope| {
+        let publisher = || {
+            // A trial that fails must end as well.
+            while !is_over.load(Ordering::Relaxed) && start.elapsed() < Duration::from_mins(1) {
+                let mut connection =
+                    Connection::open_tls(addresses[0], &client, "a.test").unwrap_or_else(|e| panic!("{e}"));
+                let request = topic.publish("", "x").header("Connection", "close");
+                connection.call(&request).unwrap_or_else(|e| panic!("{e}")).expect(201);
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+        };
+        let publishers = [(); 3].map(|()| scope.spawn(publisher));
+        for shards in [2, 1] {
+            let before = count.load(Ordering::Relaxed);
+            wait_until(SOON, "some are answered", || count.load(Ordering::Relaxed) > before + 100);
+            replace(&mut gateway, builder(shards));
+            assert_eq!(["pub_tls", "sub_tls", "man_tls"].map(|name| gateway.address(name)), addresses);
+        }
+        let before = count.load(Ordering::Relaxed);
+        wait_until(SOON, "they go on", || count.load(Ordering::Relaxed) > before + 100);
+        is_over.store(true, Ordering::Relaxed);
+        for publisher in publishers {
+            publisher.join().expect("no request fails");
+        }
+    });
+    let answered = count.load(Ordering::Relaxed);
+    figures::note("takeover over TLS: requests answered, failed", format!("{answered}, 0, over 2 takeovers"));
 }
 
 /// Takes part in the handover up to a point, as told, and then is gone: over the real socket, by Python.

@@ -93,7 +93,7 @@ fn node_says_where() {
     gateway.signal(libc::SIGTERM);
     let gone = wait_until(Duration::from_secs(1), "the node is gone", || zookeeper.ephemerals().is_empty());
     gateway.publish(&topic.publish("", "x")).expect(201);
-    assert_eq!(state(&gateway), "withdrawn");
+    wait_until(SOON, "the gateway knows", || state(&gateway) == "withdrawn");
     figures::note("discovery: node gone after SIGTERM", format!("{gone:?}"));
     assert_eq!(gateway.wait_end(SOON).code(), Some(0));
 }

@@ -28,6 +28,8 @@ const AGAIN: Duration = Duration::from_millis(500);
 const LOOK: Duration = Duration::from_secs(2);
 /// Several changes at once are one reload.
 const CALM: Duration = Duration::from_millis(100);
+/// HAProxy's master overlooks a signal that comes while it reloads.
+const RELOAD_SPACING: Duration = Duration::from_secs(2);
 /// How long after our own session began nobody is taken for gone.
 const SETTLE: Duration = Duration::from_secs(15);
 
@@ -68,7 +70,7 @@ pub fn run(config: &Config, options: &Options) -> Result<(), String> {
         None => TEMPLATE.to_owned(),
         Some(path) => fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?,
     };
-    let mut balancer = Balancer { options, template, known: Gateways::new() };
+    let mut balancer = Balancer { options, template, known: Gateways::new(), reloaded: None };
     if options.watches { balancer.watch(config) } else { balancer.once(config) }
 }
 
@@ -76,6 +78,7 @@ struct Balancer<'a> {
     options: &'a Options,
     template: String,
     known: Gateways,
+    reloaded: Option<Instant>,
 }
 
 impl Balancer<'_> {
@@ -124,6 +127,8 @@ impl Balancer<'_> {
     fn follow(&mut self, client: &Client, path: &str, out: &Path) {
         let began = Instant::now();
         while !client.is_closed() {
+            // What changes meanwhile is read afterwards, and is one reload.
+            thread::sleep(self.reloaded.map_or(Duration::ZERO, |at| RELOAD_SPACING.saturating_sub(at.elapsed())));
             if client.take_change() {
                 match client.children(path) {
                     Ok(children) => self.take(gateways(children), began.elapsed() < SETTLE, out),
@@ -158,6 +163,7 @@ impl Balancer<'_> {
             return;
         }
         let done = replace(out, &text).and_then(|()| self.reload());
+        self.reloaded = Some(Instant::now());
         let ids: Vec<&str> = self.known.keys().map(String::as_str).collect();
         match done {
             Ok(()) => eprintln!("kateway haproxy: {} names {}", out.display(), ids.join(", ")),
@@ -238,7 +244,7 @@ mod tests {
     }
 
     fn balancer(options: &Options) -> Balancer<'_> {
-        Balancer { options, template: TEMPLATE.to_owned(), known: Gateways::new() }
+        Balancer { options, template: TEMPLATE.to_owned(), known: Gateways::new(), reloaded: None }
     }
 
     fn options(out: Option<PathBuf>) -> Options {

@@ -78,6 +78,23 @@ pub const H2_OTHERS_MAX: u32 = 1_000;
 /// CONTINUATION frames of one header block, however long that takes.
 pub const H2_CONTINUATIONS_MAX: u32 = 20;
 
+/// What a WebSocket reads at a time; an idle one keeps so much.
+pub const WS_READ_BUFFER_BYTES: usize = 16 * 1024;
+/// Messages of one WebSocket that wait for their reports; over it its socket is not read.
+pub const WS_UNDER_WAY_MAX: usize = 20_000;
+/// Bytes of them, as they came over the wire: a small message may keep the buffer it was read into.
+pub const WS_UNDER_WAY_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Bytes of all WebSockets of one core; over it only those are read that have nothing under way.
+pub const WS_CORE_BYTES_MAX: u64 = 128 * 1024 * 1024;
+/// What an envelope may hold beside its message.
+pub const WS_ENVELOPE_BYTES_MAX: usize = 64 * 1024;
+/// Messages stored on a WebSocket that are acknowledged at once at the latest.
+pub const WS_ACK_MESSAGES_MAX: u64 = 1_000;
+/// How long an acknowledgement may wait for others to share its frame with.
+pub const WS_ACK_MS_MAX: u64 = 2;
+/// A message of the echo: as large as the largest of Autobahn's test cases.
+pub const WS_ECHO_BYTES_MAX: usize = 16 * 1024 * 1024;
+
 /// Items a loop handles before it yields the core (glommio polls sockets only between tasks).
 pub const LOOP_ITEMS_MAX: usize = 256;
 /// Frames waiting in one core's mesh inbox; over it the sender is refused and counts it.

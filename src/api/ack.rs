@@ -39,12 +39,12 @@ pub struct Acks {
 }
 
 /// One line of the body.
-#[derive(Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Item {
-    partition: i32,
-    offset: i64,
-    extend: Option<String>,
+pub struct Item {
+    pub partition: i32,
+    pub offset: i64,
+    pub extend: Option<String>,
 }
 
 impl Acks {
@@ -67,19 +67,25 @@ impl Acks {
         let wrong = |detail: String| Problem::new(&codes::INVALID_BODY, detail);
         let items: Vec<Item> = serde_json::from_slice(&self.body)
             .map_err(|e| wrong(format!("the body is not [{{\"partition\":0,\"offset\":123}}]: {e}")))?;
-        if items.is_empty() || items.len() > limits::BATCH_MESSAGES_MAX {
-            return Err(wrong(format!("the body names 1 to {} offsets", limits::BATCH_MESSAGES_MAX)));
-        }
-        let item = |item: Item| {
-            let offset = if self.is_next { item.offset.saturating_sub(1) } else { item.offset };
-            if item.partition < 0 || item.offset < 0 || offset < 0 {
-                return Err(wrong(format!("partition {} offset {} cannot be", item.partition, item.offset)));
-            }
-            let extend = item.extend.as_deref().map(lease).transpose()?;
-            Ok(AckAt { partition: item.partition, offset, extend })
-        };
-        items.into_iter().map(item).collect()
+        checked(items, self.is_next)
     }
+}
+
+/// Offsets that can be. `is_next`: they name the message to read next.
+pub fn checked(items: Vec<Item>, is_next: bool) -> Result<Vec<AckAt>, Problem> {
+    let wrong = |detail: String| Problem::new(&codes::INVALID_BODY, detail);
+    if items.is_empty() || items.len() > limits::BATCH_MESSAGES_MAX {
+        return Err(wrong(format!("1 to {} offsets are named at a time", limits::BATCH_MESSAGES_MAX)));
+    }
+    let item = |item: Item| {
+        let offset = if is_next { item.offset.saturating_sub(1) } else { item.offset };
+        if item.partition < 0 || item.offset < 0 || offset < 0 {
+            return Err(wrong(format!("partition {} offset {} cannot be", item.partition, item.offset)));
+        }
+        let extend = item.extend.as_deref().map(lease).transpose()?;
+        Ok(AckAt { partition: item.partition, offset, extend })
+    };
+    items.into_iter().map(item).collect()
 }
 
 fn lease(text: &str) -> Result<Duration, Problem> {

@@ -20,22 +20,23 @@ use super::{
     call::{self, Answer},
     codes,
     context::Context,
-    frame::{BuryAt, GroupKey, Op},
+    frame::{AckAt, BuryAt, GroupKey, Op},
     home,
+    publish::too_large,
     query::Query,
     reply::{self, Problem},
 };
 use crate::{
     proto::Head,
     registry::names::Queue,
-    store::{Ack, Acked, Burial, DUE_HEADER, Group, Header, ProduceError, Record, Store},
+    store::{Ack, Acked, Burial, DUE_HEADER, Group, Header, Offset, Partition, ProduceError, Record, Store},
     within::within,
 };
 
 /// The parameters of the route.
 pub const PARAMETERS: &[&str] = &["group", "q", "delay", "next"];
 /// The longest `delay`.
-const DELAY_MAX: Duration = Duration::from_hours(24 * 30);
+pub const DELAY_MAX: Duration = Duration::from_hours(24 * 30);
 /// Between two looks at a message that is being buried already.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Between two tries to bury a message that was delivered too often.
@@ -62,16 +63,37 @@ impl Bury {
         let at = ack::by_fields(head, query.flag("next")?)?
             .ok_or_else(|| wrong("X-Partition and X-Offset say which message"))?;
         let delay = query.duration("delay", DELAY_MAX)?;
+        Self::beside(ctx, &call::key(topic, group_id, from), at, to, Bytes::new(), delay)
+    }
+
+    /// The same of a group that is known.
+    pub fn beside(
+        ctx: &Context,
+        key: &GroupKey,
+        at: AckAt,
+        to: Queue,
+        body: Bytes,
+        delay: Option<Duration>,
+    ) -> Result<Self, Problem> {
         if delay.is_some() && to == Queue::Dead {
             return Err(Problem::new(&codes::INVALID_PARAMETER, "delay= is for the retry queue only"));
         }
-        if from == Some(to) && to == Queue::Dead {
-            return Err(wrong("what was read from the dead queue is there already"));
+        if to == Queue::Dead && Queue::of(&key.topic) == Some(to) {
+            let detail = "what was read from the dead queue is there already";
+            return Err(Problem::new(&codes::INVALID_FIELD, detail));
         }
-        let queue = Arc::from(to.topic(&topic, &group_id));
-        let at = BuryAt { partition: at.partition, offset: at.offset, queue, body: None, delay };
         let body_bytes_max = ctx.config.borrow().publish.message_bytes_max;
-        Ok(Self { key: call::key(topic, group_id, from), body: Bytes::new(), body_bytes_max, at })
+        if body.len() > body_bytes_max {
+            return Err(too_large(body_bytes_max));
+        }
+        let queue = Arc::from(to.beside(&key.topic, &key.group_id));
+        let at = BuryAt { partition: at.partition, offset: at.offset, queue, body: None, delay };
+        Ok(Self { key: key.clone(), body, body_bytes_max, at })
+    }
+
+    /// The message's partition and offset.
+    pub fn place(&self) -> (Partition, Offset) {
+        (self.at.partition, self.at.offset)
     }
 
     pub async fn run(mut self, ctx: &Rc<Context>) -> Result<Answer, Problem> {

@@ -81,6 +81,8 @@ codes! {
     UNKNOWN_TYPE 41501 "unsupported-content-type" "Unsupported content type" false "The detail names the types the route takes."
     EXPECTATION_FAILED 41700 "expectation-failed" "Expectation failed" false "Only `100-continue` can be expected."
     IDEMPOTENCY_OTHER 42200 "idempotency-key-reused" "Idempotency-Key used for another message" false "A new message wants a new key; what counts is body, key, partition, headers and ack."
+    UPGRADE_REQUIRED 42600 "upgrade-required" "Upgrade required" false "The route is a WebSocket: ask for it as RFC 6455 has it, in version 13."
+    WEBSOCKET_NEEDS_HTTP1 42601 "websocket-needs-http1" "WebSocket needs HTTP/1.1" false "WebSockets are served on HTTP/1.1 only."
     TOO_MANY_INFLIGHT 42900 "too-many-in-flight" "Too many requests in flight" true "This core has as many publishes in flight as it takes; try again after Retry-After."
     TOO_MANY_READERS 42901 "too-many-readers" "Too many readers" true "As many clients read this group as it takes."
     TOO_MANY_GROUPS 42902 "too-many-groups" "Too many groups" true "The group's shard serves as many groups as it takes: its equal part of `sub.groups_max`."

@@ -26,6 +26,7 @@ pub mod groups;
 pub mod home;
 pub mod idempotency;
 pub mod manage;
+pub mod origin;
 pub mod owners;
 pub mod peer;
 pub mod positions;
@@ -35,12 +36,14 @@ pub mod query;
 pub mod readers;
 pub mod reply;
 pub mod resume;
+mod route;
 pub mod seal;
 pub mod shadow;
 pub mod status;
 pub mod stream;
 pub mod subscribe;
 pub mod top;
+pub mod ws;
 
 use std::{net::IpAddr, rc::Rc, time::Instant};
 
@@ -48,9 +51,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use self::{
-    ack::Acks,
     batch::Batch,
-    bury::Bury,
     call::Call,
     codes::Code,
     context::Context,
@@ -58,11 +59,8 @@ use self::{
     frame::DrainPhase,
     idempotency::{Key, Once},
     manage::Manage,
-    positions::{Forget, Move, Peek},
     publish::{Publish, Timing},
-    readers::Readers,
     reply::{Problem, Stamp},
-    shadow::{Redrive, Shadow},
     subscribe::Subscribe,
 };
 use crate::{
@@ -78,7 +76,7 @@ use crate::{
 };
 
 /// Success statuses, counted before the codes.
-const SUCCESSES: [u16; 5] = [200, 201, 202, 204, 207];
+const SUCCESSES: [u16; 6] = [200, 201, 202, 204, 207, 101];
 
 const _: () = assert!(SUCCESSES.len() + codes::TABLE.len() <= metrics::OUTCOMES_MAX);
 const _: () = assert!(Route::NAMES.len() <= metrics::ROUTES_MAX);
@@ -105,6 +103,9 @@ pub enum Route {
     Forget,
     Peek,
     Readers,
+    WsPublish,
+    WsSubscribe,
+    WsEcho,
 }
 
 impl Route {
@@ -128,6 +129,9 @@ impl Route {
         "forget",
         "peek",
         "readers",
+        "ws_publish",
+        "ws_subscribe",
+        "ws_echo",
     ];
 }
 
@@ -162,6 +166,7 @@ enum Action {
     Profile(profile::Asked),
     Call(Box<Call>),
     Peer(peer::Asked),
+    Ws(Box<ws::Asked>),
 }
 
 /// How a request came.
@@ -200,7 +205,7 @@ impl Extras {
 /// `started` is when the head's first byte was there.
 pub fn plan(ctx: &Rc<Context>, head: &Head<'_>, arrival: Arrival, started: Instant) -> Planned {
     let stamp = Stamp { request_id: request_id(ctx, head), path: SmallVec::from_slice(head.path) };
-    let (route, action) = route(ctx, head, arrival);
+    let (route, action) = route::route(ctx, head, arrival, &stamp);
     let action = action.or_else(|problem| options(ctx, head, problem)).unwrap_or_else(Action::Refuse);
     Planned { route, stamp, started, extras: Extras::of(ctx, head), action }
 }
@@ -231,130 +236,12 @@ fn options(ctx: &Context, head: &Head<'_>, problem: Problem) -> Result<Action, P
     }
 }
 
-type Routed = (Route, Result<Action, Problem>);
-
-fn route(ctx: &Rc<Context>, head: &Head<'_>, Arrival { roles, client }: Arrival) -> Routed {
-    let segments: SmallVec<[&[u8]; 10]> = head.path.split(|b| *b == b'/').skip(1).collect();
-    match segments.as_slice() {
-        [b"v1", b"msgs", topic, ver] if roles.publish => {
-            let planned = || {
-                check_method(head, &[Method::Post], "POST")?;
-                Publish::plan(ctx, head, topic, ver)
-            };
-            (Route::Publish, planned())
-        }
-        [b"v1", b"msgs", appid, topic, ver] if roles.subscribe => {
-            let planned = || {
-                check_method(head, &[Method::Get, Method::Put], "GET, PUT")?;
-                let (reader, parts) = (admit::appid(head)?, [*appid, *topic, *ver]);
-                if head.method == Method::Put {
-                    return Bury::plan(ctx, head, reader, parts).map(|bury| Action::Call(Box::new(Call::Bury(bury))));
-                }
-                let client = forwarded::client(&ctx.config.borrow().balancers, head, client);
-                Subscribe::plan(ctx, head, reader, client, parts)
-                    .map(|subscribe| Action::Subscribe(Box::new(subscribe)))
-            };
-            (if head.method == Method::Put { Route::Bury } else { Route::Subscribe }, planned())
-        }
-        [b"v1", b"peer", b"ops" | b"greeting"] if roles.subscribe => {
-            let planned = || {
-                check_method(head, &[Method::Post], "POST")?;
-                peer::Asked::plan(ctx, head).map(Action::Peer)
-            };
-            (Route::Peer, planned())
-        }
-        _ if roles.subscribe || roles.manage => group_route(ctx, head, roles, &segments),
-        _ => manage_route(ctx, head, roles, &segments),
-    }
-}
-
-/// What is about a group: answered on `sub`, and most of it on `man` too.
-fn group_route(ctx: &Rc<Context>, head: &Head<'_>, roles: Roles, segments: &[&[u8]]) -> Routed {
-    let call = |route, method, allow, plan: &dyn Fn(&str) -> Result<Call, Problem>| {
-        let planned = || {
-            check_method(head, &[method], allow)?;
-            plan(admit::appid(head)?).map(|call| Action::Call(Box::new(call)))
-        };
-        (route, planned())
-    };
-    match segments {
-        [b"v1", b"bury", appid, topic, ver] if roles.subscribe => call(Route::Bury, Method::Put, "PUT", &|reader| {
-            Bury::plan(ctx, head, reader, [appid, topic, ver]).map(Call::Bury)
-        }),
-        [b"v1", b"offsets", appid, topic, ver, group] if roles.subscribe => {
-            call(Route::Offsets, Method::Put, "PUT", &|reader| {
-                Acks::plan(head, reader, [appid, topic, ver], group).map(Call::Acks)
-            })
-        }
-        [b"v1", b"shadow", appid, topic, ver, group] => call(Route::Shadow, Method::Post, "POST", &|reader| {
-            Shadow::plan(head, reader, [appid, topic, ver], group).map(Call::Shadow)
-        }),
-        [b"v1", b"redrive", appid, topic, ver, group] => call(Route::Redrive, Method::Post, "POST", &|reader| {
-            Redrive::plan(head, reader, [appid, topic, ver], group).map(Call::Redrive)
-        }),
-        [b"v1", b"offset", appid, topic, ver, group] => call(Route::Position, Method::Put, "PUT", &|reader| {
-            Move::plan(head, reader, [appid, topic, ver], group, None).map(Call::Move)
-        }),
-        [b"v1", b"offset", appid, topic, ver, group, partition] => {
-            call(Route::Position, Method::Put, "PUT", &|reader| {
-                Move::plan(head, reader, [appid, topic, ver], group, Some(partition)).map(Call::Move)
-            })
-        }
-        [b"v1", b"groups", appid, topic, ver, group] => call(Route::Forget, Method::Delete, "DELETE", &|reader| {
-            Forget::plan(head, reader, [appid, topic, ver], group).map(Call::Forget)
-        }),
-        [b"v1", b"peek", appid, topic, ver] => {
-            call(Route::Peek, Method::Get, "GET", &|_| Peek::plan(head, [appid, topic, ver]).map(Call::Peek))
-        }
-        [b"v1", b"status", appid, topic, ver] => call(Route::Readers, Method::Get, "GET", &|reader| {
-            Readers::of_reader(head, reader, [appid, topic, ver]).map(Call::Readers)
-        }),
-        [b"v1", b"subd", topic, ver] => call(Route::Readers, Method::Get, "GET", &|owner| {
-            Readers::of_owner(head, owner, topic, ver).map(Call::Readers)
-        }),
-        _ => manage_route(ctx, head, roles, segments),
-    }
-}
-
-fn manage_route(ctx: &Rc<Context>, head: &Head<'_>, roles: Roles, segments: &[&[u8]]) -> Routed {
-    match segments {
-        [b"alive"] => manage(Route::Alive, head),
-        [b"livez"] => manage(Route::Livez, head),
-        [b"readyz"] => manage(Route::Readyz, head),
-        [b"v1", b"status"] if roles.manage => manage(Route::Status, head),
-        [b"metrics"] if roles.manage => manage(Route::Metrics, head),
-        [b"debug", b"profile"] if roles.manage => {
-            let planned = || {
-                check_method(head, &[Method::Get], "GET")?;
-                profile::Asked::plan(ctx, head).map(Action::Profile)
-            };
-            (Route::Profile, planned())
-        }
-        _ => (Route::Unknown, Err(Problem::new(&codes::UNKNOWN_PATH, "no such route on this listener"))),
-    }
-}
-
-fn manage(route: Route, head: &Head<'_>) -> Routed {
-    let planned = || {
-        check_method(head, &[Method::Get, Method::Head], "GET, HEAD")?;
-        Manage::plan(route, head).map(Action::Manage)
-    };
-    (route, planned())
-}
-
-fn check_method(head: &Head<'_>, allowed: &[Method], allow: &'static str) -> Result<(), Problem> {
-    if allowed.contains(&head.method) {
-        return Ok(());
-    }
-    Err(Problem::new(&codes::METHOD_NOT_ALLOWED, format!("this route takes {allow}")).allow(allow))
-}
-
 impl Planned {
-    /// The most body this request may have; `None` when it was refused and its body is not wanted.
+    /// The most body this request may have; `None` when its body is not wanted: it was refused, or makes the connection a WebSocket.
     pub fn body_bytes_max(&self, ctx: &Context) -> Option<usize> {
         match &self.action {
-            // They read their body themselves.
-            Action::Refuse(_) | Action::Batch(_) | Action::Inflate(_) => None,
+            // They read their body themselves, or have none.
+            Action::Refuse(_) | Action::Batch(_) | Action::Inflate(_) | Action::Ws(_) => None,
             Action::Publish(publish) => Some(publish.bytes_max()),
             Action::Once(once) => Some(once.bytes_max()),
             Action::Call(call) => Some(call.body_bytes_max()),
@@ -368,7 +255,37 @@ impl Planned {
 
     /// The core where the group lives that is to be read.
     pub fn home(&self, ctx: &Context) -> Option<ShardId> {
-        if let Action::Subscribe(subscribe) = &self.action { Some(subscribe.home(ctx)) } else { None }
+        match &self.action {
+            Action::Subscribe(subscribe) => Some(subscribe.home(ctx)),
+            Action::Ws(asked) => asked.home(ctx),
+            _ => None,
+        }
+    }
+
+    /// Whether the connection is to become a WebSocket.
+    pub fn is_upgrade(&self) -> bool {
+        matches!(self.action, Action::Ws(_))
+    }
+
+    /// Makes it one: the answer that is to go out, and what is to be served then, unless it is refused.
+    pub async fn upgrade(self, ctx: &Rc<Context>) -> (Reply, Option<ws::Session>) {
+        let Self { route, stamp, action, .. } = self;
+        let opened = match action {
+            Action::Ws(asked) => asked.open(ctx).await,
+            _ => Err(Problem::new(&codes::INTERNAL, "this request is for no WebSocket")),
+        };
+        match opened {
+            Ok((reply, session)) => {
+                ctx.metrics.count_request(route as usize, outcome_of(reply.status));
+                (reply, Some(session))
+            }
+            Err(problem) => {
+                ctx.metrics.count_request(route as usize, outcome_of_code(problem.code));
+                let mut reply = problem.reply(&stamp);
+                reply.close = ctx.drain_phase() != DrainPhase::Serving;
+                (reply, None)
+            }
+        }
     }
 
     /// Whether it reads its body itself: [`Planned::run_reading`].
@@ -441,6 +358,8 @@ impl Planned {
                 Box::pin(call.run(ctx, &stamp)).await
             }
             Action::Peer(asked) => Box::pin(asked.run(ctx, &body, &stamp)).await,
+            // Refused when planned, where the connection cannot become one.
+            Action::Ws(_) => Err(Problem::new(&codes::WEBSOCKET_NEEDS_HTTP1, "this route is a WebSocket on HTTP/1.1")),
         };
         let mut reply = match result {
             Ok(reply) => {

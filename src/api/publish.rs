@@ -84,16 +84,8 @@ impl Publish {
         };
         check_size(head, bytes_max, too_large)?;
         let coding = coding(head)?;
-        match query.get("hh") {
-            None | Some(b"n" | b"y") => {}
-            Some(other) => return Err(invalid("hh", other, "n or y")),
-        }
-        let ack = match query.get("ack") {
-            None | Some(b"all") => Ack::All,
-            Some(b"local") => Ack::Local,
-            Some(b"none") => Ack::None,
-            Some(other) => return Err(invalid("ack", other, "all, local or none")),
-        };
+        check_hand_off(&query)?;
+        let ack = ack(&query)?;
         let mut once = None;
         let record = Record {
             key: key(&query)?,
@@ -264,7 +256,7 @@ pub(super) fn failed(
 }
 
 /// A look-up of a topic, no longer than a publish may take.
-async fn in_time(
+pub(super) async fn in_time(
     look_up: impl Future<Output = Result<Rc<Topic>, Problem>>,
     deadline: Duration,
 ) -> Result<Rc<Topic>, Problem> {
@@ -309,7 +301,24 @@ fn coding(head: &Head<'_>) -> Result<Option<Coding>, Problem> {
     coding.map_err(|UnknownCoding| Problem::new(&codes::UNKNOWN_CODING, "Content-Encoding is gzip, zstd or identity"))
 }
 
-fn key(query: &Query<'_>) -> Result<Option<Bytes>, Problem> {
+/// Whether it may be handed off.
+pub(super) fn check_hand_off(query: &Query<'_>) -> Result<(), Problem> {
+    match query.get("hh") {
+        None | Some(b"n" | b"y") => Ok(()),
+        Some(other) => Err(invalid("hh", other, "n or y")),
+    }
+}
+
+pub(super) fn ack(query: &Query<'_>) -> Result<Ack, Problem> {
+    match query.get("ack") {
+        None | Some(b"all") => Ok(Ack::All),
+        Some(b"local") => Ok(Ack::Local),
+        Some(b"none") => Ok(Ack::None),
+        Some(other) => Err(invalid("ack", other, "all, local or none")),
+    }
+}
+
+pub(super) fn key(query: &Query<'_>) -> Result<Option<Bytes>, Problem> {
     let Some(text) = query.get("key").filter(|t| !t.is_empty()) else { return Ok(None) };
     let key = percent_decode(text).ok_or_else(|| invalid("key", text, "percent-encoded bytes"))?;
     if key.len() > limits::KEY_BYTES_MAX {
@@ -319,7 +328,7 @@ fn key(query: &Query<'_>) -> Result<Option<Bytes>, Problem> {
     Ok(Some(key))
 }
 
-fn partition(query: &Query<'_>) -> Result<Option<Partition>, Problem> {
+pub(super) fn partition(query: &Query<'_>) -> Result<Option<Partition>, Problem> {
     let Some(number) = query.number("partition", i64::MIN..=i64::MAX)? else { return Ok(None) };
     let partition = Partition::try_from(number).ok().filter(|p| *p >= 0);
     partition
@@ -328,7 +337,7 @@ fn partition(query: &Query<'_>) -> Result<Option<Partition>, Problem> {
 }
 
 /// `X-Tag`, trace context and `X-Header-*`, in the order they came. An `Idempotency-Key` on the way goes into `once`.
-fn record_headers(head: &Head<'_>, once: &mut Option<Key>) -> Result<Vec<Header>, Problem> {
+pub(super) fn record_headers(head: &Head<'_>, once: &mut Option<Key>) -> Result<Vec<Header>, Problem> {
     let mut headers = Vec::new();
     let mut tagged = false;
     for (name, value) in &head.fields {

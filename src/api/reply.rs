@@ -60,6 +60,16 @@ impl Problem {
         body
     }
 
+    /// The same in short, for one of many: `{"code","errmsg","retryable"}`.
+    pub fn short(&self) -> serde_json::Value {
+        let Self { code, detail, .. } = self;
+        let mut body = serde_json::json!({ "code": code.number, "errmsg": detail, "retryable": code.retryable });
+        if code.number == codes::OUTCOME_UNKNOWN.number {
+            body["outcome"] = "unknown".into();
+        }
+        body
+    }
+
     pub fn reply(&self, stamp: &Stamp) -> Reply {
         let mut reply = Reply::new(self.code.status()).field("X-Request-Id", &stamp.request_id);
         if let Some(seconds) = self.retry_after_s {
@@ -70,6 +80,13 @@ impl Problem {
         }
         if self.code.number == codes::UNKNOWN_CODING.number {
             reply.add_field("Accept-Encoding", b"gzip, zstd");
+        }
+        if *self.code == codes::UPGRADE_REQUIRED {
+            // What it has to say by RFC 9110 section 15.5.22 and RFC 6455 section 4.4.
+            reply = reply
+                .field("Connection", b"Upgrade")
+                .field("Upgrade", b"websocket")
+                .field("Sec-WebSocket-Version", b"13");
         }
         reply.body("application/problem+json", self.document(stamp).to_string())
     }

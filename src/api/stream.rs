@@ -29,7 +29,8 @@ use crate::{
     store::Delivery,
 };
 
-type Next = Pin<Box<dyn Future<Output = Result<Batch, Problem>>>>;
+/// A batch to come.
+pub type Next = Pin<Box<dyn Future<Output = Result<Batch, Problem>>>>;
 
 /// Where a stream's messages come from.
 pub trait Batches {

@@ -6,7 +6,6 @@
 
 use std::{
     net::IpAddr,
-    pin::Pin,
     rc::Rc,
     sync::Arc,
     task::{self, Poll},
@@ -22,7 +21,7 @@ use super::{
     query::{Query, invalid},
     reply::{Problem, Stamp},
     resume,
-    stream::{Batch, Batches, StreamBody, StreamSpec},
+    stream::{Batch, Batches, Next, StreamBody, StreamSpec},
 };
 use crate::{
     limits,
@@ -35,6 +34,9 @@ use crate::{
 /// The parameters of the route.
 pub const PARAMETERS: &[&str] =
     &["group", "batch", "wait", "reset", "linger", "ack", "lease", "max_deliveries", "q", "stream", "next"];
+/// The same on a WebSocket.
+const WS_PARAMETERS: &[&str] =
+    &["group", "batch", "wait", "reset", "linger", "ack", "lease", "max_deliveries", "q", "stream", "next", "credit"];
 const LINGER_DEFAULT: Duration = Duration::from_millis(5);
 const LINGER_MAX: Duration = Duration::from_secs(1);
 const LEASE_DEFAULT: Duration = Duration::from_secs(30);
@@ -62,6 +64,17 @@ pub struct Subscribe {
     pub coding: Option<Option<Coding>>,
     /// Where messages that were delivered too often go; it has to be there.
     dead_queue: Option<String>,
+    /// On a WebSocket: offsets in its frames name the message to read next.
+    is_next: bool,
+    /// Messages a WebSocket may be sent before it says more, if that is to be so.
+    credit: Option<u64>,
+}
+
+/// What a request is to become.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Answer,
+    WebSocket(Format),
 }
 
 impl Subscribe {
@@ -72,10 +85,35 @@ impl Subscribe {
         client: Option<IpAddr>,
         parts: [&[u8]; 3],
     ) -> Result<Self, Problem> {
-        let topic = call::topic(parts)?;
         let query = Query::parse(head.query, PARAMETERS)?;
+        Self::plan_as(ctx, head, reader, client, parts, &query, Kind::Answer)
+    }
+
+    /// The same for a WebSocket, which is a stream by other means.
+    pub fn plan_ws(
+        ctx: &Rc<Context>,
+        head: &Head<'_>,
+        reader: &str,
+        client: Option<IpAddr>,
+        parts: [&[u8]; 3],
+        format: Format,
+    ) -> Result<Self, Problem> {
+        let query = Query::parse(head.query, WS_PARAMETERS)?;
+        Self::plan_as(ctx, head, reader, client, parts, &query, Kind::WebSocket(format))
+    }
+
+    fn plan_as(
+        ctx: &Rc<Context>,
+        head: &Head<'_>,
+        reader: &str,
+        client: Option<IpAddr>,
+        parts: [&[u8]; 3],
+        query: &Query<'_>,
+        kind: Kind,
+    ) -> Result<Self, Problem> {
+        let topic = call::topic(parts)?;
         let group_id = call::group_id(reader, query.required("group")?)?;
-        let is_stream = query.flag("stream")?;
+        let is_stream = query.flag("stream")? || kind != Kind::Answer;
         let batch_max = i64::try_from(limits::BATCH_MESSAGES_MAX).unwrap_or(i64::MAX);
         let batch = query.number("batch", 1..=batch_max)?.unwrap_or(if is_stream { STREAM_BATCH } else { 1 });
         let wait_max = Duration::from_secs(limits::WAIT_S_MAX);
@@ -84,8 +122,11 @@ impl Subscribe {
             Some(b"newest") => Reset::Newest,
             Some(other) => return Err(invalid("reset", other, "oldest or newest")),
         };
-        let queue = call::queue(&query)?;
-        let format = Format::accepted(head.field("accept"));
+        let queue = call::queue(query)?;
+        let format = match kind {
+            Kind::Answer => Format::accepted(head.field("accept")),
+            Kind::WebSocket(format) => format,
+        };
         let batch_bytes_max = ctx.config.borrow().subscribe.batch_bytes_max;
         let spec = FetchSpec {
             messages_max: usize::try_from(batch).unwrap_or(1),
@@ -93,7 +134,7 @@ impl Subscribe {
             wait: query.duration("wait", wait_max)?.unwrap_or(wait_max),
             linger: query.duration("linger", LINGER_MAX)?.unwrap_or(LINGER_DEFAULT),
             filter: filter(head)?,
-            lease: lease(ctx, &query, queue, is_stream)?,
+            lease: lease(ctx, query, queue, is_stream)?,
             client,
             with_ends: is_stream && format == Format::Sse,
             waited: Duration::ZERO,
@@ -101,11 +142,14 @@ impl Subscribe {
         let has_limit = spec.lease.is_some_and(|lease| lease.deliveries_max.is_some());
         let dead_queue = has_limit.then(|| Queue::Dead.topic(&topic, &group_id));
         let key = call::key(topic, group_id, queue);
-        let (ack, is_single) = (ack::by_fields(head, query.flag("next")?)?, batch == 1 && !is_stream);
+        let is_next = query.flag("next")?;
+        let (ack, is_single) = (ack::by_fields(head, is_next)?, batch == 1 && !is_stream);
         let request = FetchRequest { partitions: 0, reset, spec, is_from_peer: false, ticket: 0 };
         let mut accepts = head.fields_named("accept-encoding").peekable();
         let coding = accepts.peek().is_some().then_some(()).map(|()| Coding::accepted(accepts));
-        Ok(Self { key, request, format, ack, cursor: cursor(head, format)?, is_stream, is_single, coding, dead_queue })
+        let credit = query.number("credit", 0..=i64::MAX)?.and_then(|credit| u64::try_from(credit).ok());
+        let cursor = cursor(head, format)?;
+        Ok(Self { key, request, format, ack, cursor, is_stream, is_single, coding, dead_queue, is_next, credit })
     }
 
     /// The core the group lives on.
@@ -115,6 +159,29 @@ impl Subscribe {
 
     /// Takes itself by its box: it is large, and moved once more by value.
     pub async fn run(mut self: Box<Self>, ctx: &Rc<Context>, stamp: &Stamp) -> Result<Reply, Problem> {
+        let topic = self.prepare(ctx).await?;
+        if self.is_stream {
+            let reading = Reading { ctx: Rc::clone(ctx), key: self.key, topic, request: self.request };
+            return Box::pin(reading.stream(self.format, stamp)).await;
+        }
+        let lease = home::fetch(ctx, &self.key, &self.request).await?;
+        let settlement = Settlement::new(ctx, lease, topic, self.key.group_id);
+        Ok(answer(settlement, self.is_single, self.format, stamp))
+    }
+
+    /// Begins to read for a WebSocket. What is wrong shows with the first look, before the connection is one.
+    pub async fn open(mut self: Box<Self>, ctx: &Rc<Context>) -> Result<Opened, Problem> {
+        let topic = self.prepare(ctx).await?;
+        let mut reading = Reading { ctx: Rc::clone(ctx), key: self.key, topic, request: self.request };
+        let first = match self.credit {
+            Some(0) => Batch::default(),
+            credit => reading.next_of(credit, Duration::ZERO).await?,
+        };
+        Ok(Opened { reading, first, format: self.format, is_next: self.is_next, credit: self.credit })
+    }
+
+    /// Looks up what it is about, and does what it is to do before it reads.
+    async fn prepare(&mut self, ctx: &Rc<Context>) -> Result<Rc<Topic>, Problem> {
         let topic = bury::shadow_or_topic(ctx, &self.key.topic).await?;
         if let Some(dead_queue) = &self.dead_queue {
             bury::shadow_topic(ctx, dead_queue).await?;
@@ -127,14 +194,18 @@ impl Subscribe {
             Box::pin(resume::resume(ctx, &self.key, &topic, cursor, is_explicit)).await?;
         }
         self.request.partitions = topic.partitions.get();
-        if self.is_stream {
-            let reading = Reading { ctx: Rc::clone(ctx), key: self.key, topic, request: self.request };
-            return Box::pin(reading.stream(self.format, stamp)).await;
-        }
-        let lease = home::fetch(ctx, &self.key, &self.request).await?;
-        let settlement = Settlement::new(ctx, lease, topic, self.key.group_id);
-        Ok(answer(settlement, self.is_single, self.format, stamp))
+        Ok(topic)
     }
+}
+
+/// A group that is read for a WebSocket.
+#[derive(Debug)]
+pub struct Opened {
+    pub reading: Reading,
+    pub first: Batch,
+    pub format: Format,
+    pub is_next: bool,
+    pub credit: Option<u64>,
 }
 
 /// Where an event stream that was cut is to go on.
@@ -148,9 +219,10 @@ fn cursor(head: &Head<'_>, format: Format) -> Result<Option<Vec<(Partition, Offs
 }
 
 /// A group read without end.
-struct Reading {
+#[derive(Debug)]
+pub struct Reading {
     ctx: Rc<Context>,
-    key: GroupKey,
+    pub key: GroupKey,
     topic: Rc<Topic>,
     request: FetchRequest,
 }
@@ -171,10 +243,20 @@ impl Reading {
 }
 
 impl Batches for Reading {
-    fn next(&mut self, wait: Duration) -> Pin<Box<dyn Future<Output = Result<Batch, Problem>>>> {
+    fn next(&mut self, wait: Duration) -> Next {
+        self.next_of(None, wait)
+    }
+}
+
+impl Reading {
+    /// The next batch, of so many messages at most.
+    pub fn next_of(&mut self, messages_max: Option<u64>, wait: Duration) -> Next {
         let (ctx, key, topic) = (Rc::clone(&self.ctx), self.key.clone(), Rc::clone(&self.topic));
         let mut request = self.request.clone();
         request.spec.wait = wait;
+        if let Some(max) = messages_max.and_then(|max| usize::try_from(max).ok()) {
+            request.spec.messages_max = request.spec.messages_max.min(max);
+        }
         Box::pin(async move {
             let lease = home::fetch(&ctx, &key, &request).await?;
             let end = matches!(lease, Lease::Nothing) || ctx.drain_phase() == DrainPhase::Closing;
@@ -184,6 +266,23 @@ impl Batches for Reading {
             Ok(Batch { delivery, settle: settle.map(|settle| Box::new(settle) as _), end })
         })
     }
+
+    /// Its client stopped taking it.
+    pub fn give_up(&self) {
+        if let Some(stream) = self.request.spec.lease.and_then(|lease| lease.stream) {
+            end_stream(&self.ctx, &self.key, stream);
+        }
+    }
+}
+
+/// What a stream's client was given before it stopped taking it is another's at once, not only when its leases end.
+fn end_stream(ctx: &Rc<Context>, key: &GroupKey, stream: u64) {
+    let (ctx, key) = (Rc::clone(ctx), key.clone());
+    glommio::spawn_local(async move {
+        // What fails comes again when its leases end.
+        let _ = home::ask(&ctx, &key, Op::EndStream(stream), false).await;
+    })
+    .detach();
 }
 
 /// Counts a stream while it is written.
@@ -208,14 +307,9 @@ impl BodySource for Streaming {
 impl Drop for Streaming {
     fn drop(&mut self) {
         self.ctx.metrics.cells.streams.sub(1);
-        let Some(stream) = self.stream.filter(|_| self.body.is_holding()) else { return };
-        // Its client stopped taking it: what it was given before is another's at once, not only when its leases end.
-        let (ctx, key) = (Rc::clone(&self.ctx), self.key.clone());
-        glommio::spawn_local(async move {
-            // What fails comes again when its leases end.
-            let _ = home::ask(&ctx, &key, Op::EndStream(stream), false).await;
-        })
-        .detach();
+        if let Some(stream) = self.stream.filter(|_| self.body.is_holding()) {
+            end_stream(&self.ctx, &self.key, stream);
+        }
     }
 }
 

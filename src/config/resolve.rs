@@ -127,6 +127,10 @@ pub struct HttpConfig {
     pub max_age: Option<Duration>,
     /// `http.origins`: pages of these may call, `*`: of any; empty: none.
     pub origins: Vec<String>,
+    /// `http.ws_ping_ms` (20 s): a WebSocket is pinged so often.
+    pub ws_ping: Duration,
+    /// `http.ws_echo`: serve the WebSocket that gives back what it is sent.
+    pub ws_echo: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -419,6 +423,8 @@ impl HttpConfig {
             max_requests: Some(written.int("http.max_requests")).filter(|max| *max > 0),
             max_age: Some(Duration::from_secs(written.int("http.max_age_s"))).filter(|max| !max.is_zero()),
             origins: written.list("http.origins").to_vec(),
+            ws_ping: millis(written, "http.ws_ping_ms"),
+            ws_echo: written.bool("http.ws_echo"),
         }
     }
 }

@@ -172,6 +172,16 @@ cells! {
     streams: "gauge" "kateway_sub_streams",
     /// Answers that went uncompressed because the core had as many encoders as it may.
     encoders_refused: "counter" "kateway_sub_encoders_refused_total",
+    /// WebSockets open now.
+    ws_connections: "gauge" "kateway_ws_connections",
+    /// Bytes published by WebSockets whose reports are to come, as they came over the wire.
+    ws_bytes: "gauge" "kateway_ws_publish_bytes",
+    /// Messages published by WebSockets that were not stored, or may not have been.
+    ws_failed: "counter" "kateway_ws_messages_failed_total",
+    /// Times a WebSocket was not read, because it or the producer had as much under way as it may.
+    ws_paused: "counter" "kateway_ws_pauses_total",
+    /// WebSockets closed because no pong came.
+    ws_silent: "counter" "kateway_ws_silent_total",
     /// Bytes of messages this core keeps for its groups.
     held_bytes: "gauge" "kateway_sub_held_bytes",
     /// Messages waiting in this core's producers.

@@ -145,6 +145,7 @@ impl Reply {
 /// The reason phrase of a status line.
 pub fn reason(status: u16) -> &'static str {
     match status {
+        101 => "Switching Protocols",
         200 => "OK",
         201 => "Created",
         202 => "Accepted",

@@ -235,6 +235,10 @@ async fn serve_h1(
             continue;
         }
         let Some(bytes_max) = planned.body_bytes_max(ctx) else {
+            if planned.is_upgrade() {
+                h1 = Box::pin(upgrade(ctx, h1, planned, pending)).await?;
+                continue;
+            }
             let goes_on = h1.skip_buffered(&pending);
             let reply = planned.run(ctx, Bytes::new()).await;
             h1 = answer(ctx, h1, reply, &pending, !goes_on).await?;
@@ -267,6 +271,17 @@ async fn read_and_answer(
         (reply, pieces.is_over())
     };
     answer(ctx, h1, reply, &pending, !is_over).await
+}
+
+/// Makes the connection a WebSocket and serves it to its end. Gives it back if that was refused.
+async fn upgrade(ctx: &Rc<Context>, mut h1: H1<Stream>, planned: Planned, pending: Pending) -> Option<H1<Stream>> {
+    let (reply, session) = planned.upgrade(ctx).await;
+    let Some(session) = session else { return answer(ctx, h1, reply, &pending, false).await };
+    h1.answer(reply, &pending, false).await.ok()?;
+    let watch = h1.watch();
+    let (stream, unread) = h1.into_parts();
+    session.serve(stream, &unread, watch).await;
+    None
 }
 
 /// Runs the plan; `None` when it was a long poll and its client has gone.

@@ -291,6 +291,12 @@ impl Connection {
         }
     }
 
+    /// The socket of a plain connection, and what was received and not yet used.
+    pub fn into_parts(self) -> (TcpStream, Vec<u8>) {
+        let Wire::Plain(stream) = self.stream else { panic!("the connection is over TLS") };
+        (stream, self.pending)
+    }
+
     /// Undoes [`Self::read_raw`].
     pub fn put_back(&mut self, bytes: &[u8]) {
         self.pending.splice(..0, bytes.iter().copied());

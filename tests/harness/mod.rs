@@ -6,11 +6,12 @@
 //!
 //! From the bottom: [`wait`] and [`ports`]; [`process`], which sees to it that no child outlives a run; [`folder`],
 //! where a run keeps its logs; [`zookeeper`], [`kafka`], [`kateway`], which start things; [`client`], [`problem`],
-//! [`frames`], [`h2`], [`readers`], [`exposition`], which understand answers; [`admin`], [`kcat`], [`java`], which look at Kafka
+//! [`frames`], [`h2`], [`readers`], [`exposition`], [`ws`], which understand answers; [`admin`], [`kcat`], [`java`], which look at Kafka
 //! from the other side; [`transaction`], which writes as the gateway does not; [`tls`], [`haproxy`], [`nginx`] and [`link`], which stand
 //! between clients and gateways; [`hinder`], which gets in a gateway's way; [`ledger`] and [`load`], which prove that
 //! nothing was lost on the way in, [`read_ledger`] and [`crowd`], on the way out; [`figures`], which collects what a run
-//! measured; [`tools`], which fetches what others have written.
+//! measured; [`tools`], which fetches what others have written; [`page`], which shows a
+//! page to a browser.
 
 pub mod admin;
 pub mod client;
@@ -30,6 +31,7 @@ pub mod ledger;
 pub mod link;
 pub mod load;
 pub mod nginx;
+pub mod page;
 pub mod ports;
 pub mod problem;
 pub mod process;
@@ -40,6 +42,7 @@ pub mod tools;
 pub mod topic;
 pub mod transaction;
 pub mod wait;
+pub mod ws;
 pub mod zookeeper;
 
 pub use wait::{wait_for, wait_until};

@@ -30,6 +30,18 @@ pub fn python(packages: &[&str]) -> PathBuf {
     })
 }
 
+/// A folder for `NODE_PATH` that holds these packages, each with its version (`name@version`).
+pub fn node(packages: &[&str]) -> PathBuf {
+    let name = format!("node-{}", packages.join("-").replace('@', "-"));
+    let folder = fetch(&name, "Node with npm (packages nodejs, npm)", |partial| {
+        let mut command = Command::new("npm");
+        command.args(["install", "--silent", "--no-audit", "--no-fund", "--no-save", "--prefix"]);
+        command.arg(partial).args(packages);
+        command
+    });
+    folder.join("node_modules")
+}
+
 fn fetch(name: &str, needs: &str, command: impl FnOnce(&Path) -> Command) -> PathBuf {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);

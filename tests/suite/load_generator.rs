@@ -41,7 +41,7 @@ fn counts_what_is_stored_and_read() {
     let gateway = Kateway::memory().shards(2).start();
     let (publish, subscribe) = (gateway.publish.to_string(), gateway.subscribe.to_string());
     let mut stored = 0;
-    for protocol in ["h1", "h2"] {
+    for protocol in ["h1", "h2", "ws"] {
         let common = ["--target", &publish, "--protocol", protocol, "--topics", "2", "--keys", "3", "--seconds", "1"];
         for shape in [["--rate", "500", "--depth", "2"], ["--rate", "0", "--depth", "4"]] {
             let (code, result) = load(&[&common[..], &shape, &["--connections", "4"]].concat());
@@ -57,7 +57,7 @@ fn counts_what_is_stored_and_read() {
     wait_until(Duration::from_secs(5), "the gateway has counted as much", || {
         gateway.status()["totals"]["kateway_pub_messages_total"] == stored
     });
-    for (protocol, group, batch) in [("h1", "a", "100"), ("h2", "b", "100"), ("h1", "c", "1")] {
+    for (protocol, group, batch) in [("h1", "a", "100"), ("h2", "b", "100"), ("h1", "c", "1"), ("ws", "d", "100")] {
         let count = if batch == "1" { 100 } else { stored };
         let text = count.to_string();
         let args = ["--target", &subscribe, "--work", "subscribe", "--protocol", protocol, "--group", group];

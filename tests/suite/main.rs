@@ -95,6 +95,11 @@ mod varnishtest;
 mod watchdog;
 mod where_time_goes;
 mod who_reads;
+mod ws_clients;
+mod ws_handshake;
+mod ws_ledger;
+mod ws_publish;
+mod ws_subscribe;
 
 /// Trials at a time. They mostly wait, for Kafka and for each other.
 const THREADS: usize = 4;
@@ -199,6 +204,11 @@ const ALL: &[&[Case]] = &[
     where_time_goes::CASES,
     watchdog::CASES,
     who_reads::CASES,
+    ws_clients::CASES,
+    ws_handshake::CASES,
+    ws_ledger::CASES,
+    ws_publish::CASES,
+    ws_subscribe::CASES,
 ];
 
 static CLUSTER: OnceLock<Cluster> = OnceLock::new();

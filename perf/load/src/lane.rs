@@ -23,6 +23,7 @@ use crate::{
     stamp,
     tally::{Attempt, Tally},
     wire::{self, Wire},
+    ws,
 };
 
 /// After a connection that could not be made.
@@ -141,6 +142,7 @@ impl Lane {
                     h1::drive(&self, wire, number).await;
                 }
                 Protocol::H2 => h2::drive(&self, stream, number).await,
+                Protocol::Ws => ws::drive(&self, stream, number).await,
             }
         }
     }

@@ -1,4 +1,4 @@
-//! A load generator for kateway: publish and subscribe over HTTP/1.1 and HTTP/2, in a closed or an open loop.
+//! A load generator for kateway: publish and subscribe over HTTP/1.1, HTTP/2 and WebSocket, in a closed or an open loop.
 //!
 //! ```text
 //! load --target 127.0.0.1:9191 --connections 64 --ack local                    closed loop: the next when an answer came
@@ -10,7 +10,7 @@
 //! ```
 //!
 //! Exit code 0 when every request was answered below 400, 1 when not (`--allow-errors`: 0), 64 for a plan that makes no sense.
-//! `plan` says what is to be done, `pace` when, `lane` is one thread, `h1` and `h2` speak, `wire` is what they go over, `stamp` tells a message's age, `tally`
+//! `plan` says what is to be done, `pace` when, `lane` is one thread, `h1`, `h2` and `ws` speak, `wire` is what they go over, `stamp` tells a message's age, `tally`
 //! counts, `report` tells.
 
 mod answer;
@@ -24,6 +24,7 @@ mod report;
 mod stamp;
 mod tally;
 mod wire;
+mod ws;
 
 use std::{
     io::IsTerminal as _,

@@ -30,6 +30,8 @@ pub enum Protocol {
     H1,
     /// HTTP/2 in clear text, by prior knowledge.
     H2,
+    /// WebSocket: publishing and reading.
+    Ws,
 }
 
 /// How the messages of a published batch stand in its body.
@@ -78,13 +80,13 @@ written! {
     target: SocketAddr = ([127, 0, 0, 1], 9191).into(),
     /// What to do.
     work: Work = Work::Publish,
-    /// HTTP/1.1 or HTTP/2.
+    /// HTTP/1.1, HTTP/2 or WebSocket.
     protocol: Protocol = Protocol::H1,
     /// Over TLS, for HTTP/1.1; any certificate is believed.
     tls: bool = false,
     /// Connections in all.
     connections: usize = 64,
-    /// Requests under way on one connection: streams of HTTP/2, pipelining of HTTP/1.1.
+    /// Requests under way on one connection: streams of HTTP/2, pipelining of HTTP/1.1, messages of a WebSocket.
     depth: usize = 1,
     /// Threads of the generator; connections are dealt out evenly.
     threads: usize = 1,
@@ -158,6 +160,10 @@ impl Written {
             (plan.wait_s > 30, "wait-s is 30 at most"),
             (!["oldest", "newest"].contains(&plan.reset.as_str()), "reset is oldest or newest"),
             (
+                plan.protocol == Protocol::Ws && !matches!(plan.work, Work::Publish | Work::Subscribe),
+                "a WebSocket publishes or subscribes",
+            ),
+            (
                 plan.protocol == Protocol::H1 && plan.depth > 1 && matches!(plan.work, Work::Subscribe | Work::Idle),
                 "reads are not pipelined: use more connections",
             ),
@@ -213,6 +219,7 @@ impl Plan {
     pub fn targets(&self, connection: usize) -> Vec<String> {
         let numbered =
             |name: &str, count: usize, n: usize| if count > 1 { format!("{name}{n}") } else { name.to_owned() };
+        let ws = if self.protocol == Protocol::Ws { "ws/" } else { "" };
         match self.work {
             Work::Get => vec![self.path.clone()],
             Work::Publish => {
@@ -220,7 +227,7 @@ impl Plan {
                     let topic = numbered(&self.topic, self.topics, n % self.topics);
                     let key = if self.keys > 0 { format!("&key=k{}", n % self.keys) } else { String::new() };
                     let batch = if self.is_batch() { "&batch=1&results=range" } else { "" };
-                    format!("/v1/msgs/{topic}/v1?ack={}{key}{batch}", self.ack)
+                    format!("/v1/{ws}msgs/{topic}/v1?ack={}{key}{batch}", self.ack)
                 };
                 // So many that every topic meets every key; connections start at different ones.
                 let rounds = (self.topics * self.keys.max(1)).min(4_096);
@@ -230,7 +237,8 @@ impl Plan {
                 let topic = numbered(&self.topic, self.topics, connection % self.topics);
                 let group = numbered(&self.group, self.groups, connection % self.groups);
                 let Self { appid, batch, wait_s, reset, .. } = self;
-                vec![format!("/v1/msgs/{appid}/{topic}/v1?group={group}&batch={batch}&wait={wait_s}s&reset={reset}")]
+                let query = format!("group={group}&batch={batch}&wait={wait_s}s&reset={reset}");
+                vec![format!("/v1/{ws}msgs/{appid}/{topic}/v1?{query}")]
             }
         }
     }

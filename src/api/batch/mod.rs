@@ -12,7 +12,7 @@
 
 mod answer;
 mod document;
-mod parse;
+pub mod parse;
 mod send;
 mod split;
 

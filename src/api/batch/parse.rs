@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 use super::super::{codes, publish, reply::Problem};
 use crate::{
     limits,
-    store::{Header, Partition, TAG_HEADER},
+    store::{Header, Partition, Record, TAG_HEADER},
 };
 
 /// How messages stand in the body.
@@ -59,6 +59,28 @@ pub struct Item {
     pub partition: Option<Partition>,
     /// The tag is one of them.
     pub headers: Vec<Header>,
+}
+
+impl Item {
+    /// What it says, over what is said of all; `partitions` is how many the topic has.
+    pub fn over(self, common: &Record, partitions: Partition) -> Result<Record, Box<Problem>> {
+        let Self { value, is_tombstone, key, partition, headers: own } = self;
+        let partition = partition.or(common.partition);
+        if let Some(partition) = partition.filter(|partition| *partition >= partitions) {
+            let detail = format!("partition {partition} of {partitions}");
+            return Err(Box::new(Problem::new(&codes::PARTITION_OUT_OF_RANGE, detail)));
+        }
+        let key = key.or_else(|| common.key.clone()).filter(|key| !key.is_empty());
+        let mut headers = common.headers.clone();
+        if !own.is_empty() {
+            headers.retain(|(name, _)| !own.iter().any(|(other, _)| other == name));
+            // An empty tag is none.
+            let says =
+                |name: &[u8], value: Option<&[u8]>| name != TAG_HEADER || value.is_some_and(|tag| !tag.is_empty());
+            headers.extend(own.into_iter().filter(|(name, value)| says(name, value.as_deref())));
+        }
+        Ok(Record { key, value, is_tombstone, headers, partition })
+    }
 }
 
 /// A message, or why it is none.

@@ -12,7 +12,6 @@ use std::{collections::VecDeque, rc::Rc, time::Instant};
 use super::{
     super::{
         backend::Report,
-        codes,
         context::{Context, DataPlane},
         publish,
         reply::{Problem, produce_failed},
@@ -21,7 +20,7 @@ use super::{
 };
 use crate::{
     limits,
-    store::{Ack, Partition, ProduceError, Record, Store, Stored, TAG_HEADER, Topic},
+    store::{Ack, Partition, ProduceError, Record, Store, Stored, Topic},
 };
 
 /// What became of one message.
@@ -113,7 +112,7 @@ impl<'a> Sending<'a> {
     }
 
     fn hand_over(&mut self, item: Item, index: usize) -> Outcome {
-        let record = self.record(item)?;
+        let record = item.over(self.common, self.partitions())?;
         let (bytes, is_chosen_by_store) = (record.value.len(), record.partition.is_none());
         if self.is_queued {
             let queued = self.data.backend.enqueue(&self.topic, record, self.ack);
@@ -127,26 +126,6 @@ impl<'a> Sending<'a> {
         self.bytes_under_way += bytes;
         // Until its report is there.
         Ok(QUEUED)
-    }
-
-    /// What the message says, over what the request says.
-    fn record(&self, item: Item) -> Result<Record, Box<Problem>> {
-        let Item { value, is_tombstone, key, partition, headers: own } = item;
-        let partition = partition.or(self.common.partition);
-        if let Some(partition) = partition.filter(|partition| *partition >= self.partitions()) {
-            let detail = format!("partition {partition} of {}", self.partitions());
-            return Err(Box::new(Problem::new(&codes::PARTITION_OUT_OF_RANGE, detail)));
-        }
-        let key = key.or_else(|| self.common.key.clone()).filter(|key| !key.is_empty());
-        let mut headers = self.common.headers.clone();
-        if !own.is_empty() {
-            headers.retain(|(name, _)| !own.iter().any(|(other, _)| other == name));
-            // An empty tag is none.
-            let says =
-                |name: &[u8], value: Option<&[u8]>| name != TAG_HEADER || value.is_some_and(|tag| !tag.is_empty());
-            headers.extend(own.into_iter().filter(|(name, value)| says(name, value.as_deref())));
-        }
-        Ok(Record { key, value, is_tombstone, headers, partition })
     }
 
     fn failed(&self, error: ProduceError, is_chosen_by_store: bool) -> Problem {

@@ -8,7 +8,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use crate::store::{DUE_HEADER, Gap, Message, TAG_HEADER};
 
 /// `{"partition","offset","timestamp","key"|"key64","tag","headers","deliveries","value"|"base64"}`
-pub(super) fn put_message(message: &Message, deliveries: u32, out: &mut Vec<u8>) {
+pub fn put_message(message: &Message, deliveries: u32, out: &mut Vec<u8>) {
     // Most of it at once rather than by doubling; escapes may take more.
     out.reserve(160 + message.value.len());
     out.extend_from_slice(b"{\"partition\":");
@@ -59,7 +59,7 @@ fn put_headers(message: &Message, out: &mut Vec<u8>) {
 }
 
 /// `{"gap":{"partition","from","to"}}`
-pub(super) fn put_gap(gap: &Gap, out: &mut Vec<u8>) {
+pub fn put_gap(gap: &Gap, out: &mut Vec<u8>) {
     out.extend_from_slice(b"{\"gap\":{\"partition\":");
     put_number(gap.partition, out);
     out.extend_from_slice(b",\"from\":");

@@ -20,7 +20,11 @@ mod tests;
 use std::task::{Context, Poll};
 
 use self::cursor::Cursor;
-pub use self::{cursor::parse_cursor, single::single};
+pub use self::{
+    cursor::parse_cursor,
+    json::{put_gap, put_message},
+    single::single,
+};
 use super::reply::{Problem, Stamp};
 use crate::{
     limits,
@@ -112,7 +116,7 @@ impl Writer {
         match self.format {
             Format::Frames => put_frame(message.partition, message.offset, &message.value, out),
             Format::Ndjson => {
-                json::put_message(message, deliveries, out);
+                put_message(message, deliveries, out);
                 out.push(b'\n');
             }
             Format::Sse => {
@@ -121,7 +125,7 @@ impl Writer {
                 self.cursor.advance(message.partition, message.offset + 1);
                 self.cursor.put(out);
                 out.extend_from_slice(b"\ndata: ");
-                json::put_message(message, deliveries, out);
+                put_message(message, deliveries, out);
                 out.extend_from_slice(b"\n\n");
             }
         }
@@ -138,15 +142,15 @@ impl Writer {
 
     pub fn gap(&mut self, gap: &Gap, out: &mut Vec<u8>) {
         match self.format {
-            Format::Frames => put_frame(GAP_PARTITION, gap.from, &gap.to.to_be_bytes(), out),
+            Format::Frames => out.extend_from_slice(&gap_frame(gap)),
             Format::Ndjson => {
-                json::put_gap(gap, out);
+                put_gap(gap, out);
                 out.push(b'\n');
             }
             Format::Sse => {
                 self.begin(out);
                 out.extend_from_slice(b"event: gap\ndata: ");
-                json::put_gap(gap, out);
+                put_gap(gap, out);
                 out.extend_from_slice(b"\n\n");
             }
         }
@@ -186,16 +190,29 @@ impl Writer {
 
 #[inline] // Once for each message of a batch.
 fn put_frame(partition: Partition, offset: Offset, payload: &[u8], out: &mut Vec<u8>) {
+    out.reserve(FRAME_HEAD_BYTES + payload.len());
+    out.extend_from_slice(&frame_head(partition, offset, payload.len()));
+    out.extend_from_slice(payload);
+}
+
+/// What stands before the payload in a frame.
+#[inline] // As above.
+pub fn frame_head(partition: Partition, offset: Offset, payload_bytes: usize) -> [u8; FRAME_HEAD_BYTES] {
     // A payload came through a limit far below 2 GiB, or from Kafka, whose own length is an i32.
-    let length = i32::try_from(payload.len()).unwrap_or(i32::MAX);
+    let length = i32::try_from(payload_bytes).unwrap_or(i32::MAX);
     // Put together first: each appending looks whether there is room.
     let mut head = [0; FRAME_HEAD_BYTES];
     head[..4].copy_from_slice(&partition.to_be_bytes());
     head[4..12].copy_from_slice(&offset.to_be_bytes());
     head[12..].copy_from_slice(&length.to_be_bytes());
-    out.reserve(FRAME_HEAD_BYTES + payload.len());
-    out.extend_from_slice(&head);
-    out.extend_from_slice(payload);
+    head
+}
+
+/// A gap as a frame.
+pub fn gap_frame(gap: &Gap) -> Vec<u8> {
+    let mut frame = Vec::with_capacity(FRAME_HEAD_BYTES + 8);
+    put_frame(GAP_PARTITION, gap.from, &gap.to.to_be_bytes(), &mut frame);
+    frame
 }
 
 /// What is left of a batch: its gaps, which come first, and its messages.
@@ -220,21 +237,32 @@ impl Unwritten {
         for gap in self.delivery.gaps.drain(..) {
             writer.gap(&gap, out);
         }
-        while let Some(message) = self.delivery.messages.get(self.next)
-            && (out.len() < limits::WRITE_CHUNK_BYTES || !wrote)
+        while (out.len() < limits::WRITE_CHUNK_BYTES || !wrote)
+            && let Some((message, deliveries)) = self.next_message()
         {
-            let deliveries = match self.delivery.redelivered.get(self.next_redelivered) {
-                Some((index, count)) if *index == self.next => {
-                    self.next_redelivered += 1;
-                    *count
-                }
-                _ => 1,
-            };
             writer.message(message, deliveries, out);
-            self.next += 1;
             wrote = true;
         }
         wrote
+    }
+
+    /// The next message, and how often it was delivered.
+    #[inline] // As above.
+    pub fn next_message(&mut self) -> Option<(&Message, u32)> {
+        let message = self.delivery.messages.get(self.next)?;
+        let deliveries = match self.delivery.redelivered.get(self.next_redelivered) {
+            Some((index, count)) if *index == self.next => {
+                self.next_redelivered += 1;
+                *count
+            }
+            _ => 1,
+        };
+        self.next += 1;
+        Some((message, deliveries))
+    }
+
+    pub fn next_gap(&mut self) -> Option<Gap> {
+        self.delivery.gaps.pop()
     }
 
     pub fn is_over(&self) -> bool {

@@ -255,6 +255,21 @@ pub const KEYS: &[Key] = &[
         hot: true,
     },
     Key {
+        path: "http.ws_ping_ms",
+        kind: Kind::Int { min: 100, max: 600_000 },
+        default: Preset::Int(20_000),
+        doc: "Milliseconds between two pings of a WebSocket, whatever its traffic. A client that leaves three in a row unanswered is \
+              closed.",
+        hot: true,
+    },
+    Key {
+        path: "http.ws_echo",
+        kind: Kind::Bool,
+        default: Preset::Bool(false),
+        doc: "Serve `GET /v1/ws/_echo` with the manage role: a WebSocket that gives back what it is sent, to test clients and proxies.",
+        hot: true,
+    },
+    Key {
         path: "http.max_requests",
         kind: Kind::Int { min: 0, max: 1 << 40 },
         default: Preset::Int(0),
@@ -296,7 +311,7 @@ pub const KEYS: &[Key] = &[
         }),
         default: Preset::List(&[]),
         doc: "Origins whose pages may call the gateway from a browser (CORS): scheme, host, and port unless it is the scheme's own. `*`: \
-              any. Empty: none.",
+              any. Empty: none, but for WebSockets of pages that the gateway's own host served, which always may.",
         hot: true,
     },
 ];

@@ -90,7 +90,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> H1<S> {
                     out.extend_from_slice(b"Trailer: X-Error\r\n");
                 }
             }
-            _ if reply.status == 204 => {}
+            _ if matches!(reply.status, 101 | 204) => {}
             Body::Empty => out.extend_from_slice(b"Content-Length: 0\r\n"),
             Body::Bytes(bytes) => {
                 out.extend_from_slice(b"Content-Length: ");

@@ -108,6 +108,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> H1<S> {
         }
     }
 
+    /// The deadlines of this connection, for what it becomes.
+    pub fn watch(&self) -> Rc<Watch> {
+        Rc::clone(&self.watch)
+    }
+
     /// Gives up the stream and the bytes read but not used.
     pub fn into_parts(self) -> (S, Bytes) {
         let unread = Bytes::copy_from_slice(&self.buffer[self.start..self.end]);

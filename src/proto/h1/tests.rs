@@ -156,6 +156,8 @@ impl Trial {
             max_requests: None,
             max_age: None,
             origins: Vec::new(),
+            ws_ping: Duration::from_secs(1),
+            ws_echo: false,
         };
         let wire = Rc::new(Wire { room: Cell::new(usize::MAX), ..Wire::default() });
         let clock = Clock::default();

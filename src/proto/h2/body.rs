@@ -401,6 +401,8 @@ mod tests {
             max_requests: None,
             max_age: None,
             origins: Vec::new(),
+            ws_ping: Duration::from_secs(1),
+            ws_echo: false,
         };
         let socket = File::open("/dev/null").expect("it is there").into();
         let watch = Rc::new(Watch::new(Rc::new(socket), Clock::default(), 0));

@@ -66,6 +66,15 @@ mod store {
     pub type Partition = i32;
     pub type Header = (Bytes, Option<Bytes>);
     pub const TAG_HEADER: &[u8] = b"kateway-tag";
+
+    #[derive(Clone, Debug, Default)]
+    pub struct Record {
+        pub key: Option<Bytes>,
+        pub value: Bytes,
+        pub is_tombstone: bool,
+        pub headers: Vec<Header>,
+        pub partition: Option<Partition>,
+    }
 }
 
 #[path = "../../../src/api"]

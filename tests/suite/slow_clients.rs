@@ -19,7 +19,7 @@ pub const CASES: &[Case] = &[Case::new("slow_clients::a_probe_is_answered_throug
 const SECONDS: &str = "12";
 const CONNECTIONS: &str = "300";
 const LIMIT: Duration = Duration::from_secs(90);
-const SOON: Duration = Duration::from_secs(2);
+const SOON: Duration = Duration::from_secs(10);
 
 fn slowhttptest(mode: &[&str], url: &str) {
     let mut command = Command::new("slowhttptest");

@@ -94,7 +94,7 @@ impl Through {
 }
 
 /// Partitions of a topic, by its name in Kafka, that this gateway has for its groups.
-fn owned(gateway: &Kateway, name: &str) -> usize {
+pub fn owned(gateway: &Kateway, name: &str) -> usize {
     let status = gateway.status();
     let groups = status["groups"].as_array().expect("groups").iter().filter(|group| group["topic"] == name);
     groups.filter_map(|group| Some(group["partitions"].as_array()?.len())).sum()

@@ -19,7 +19,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use crate::wait::{wait_for, wait_until};
 
-const CALL: Duration = Duration::from_secs(15);
+const CALL: Duration = Duration::from_secs(30);
 
 /// A client of one cluster for questions and preparation.
 pub struct Admin {
@@ -88,7 +88,8 @@ impl Admin {
             let results = block_on(self.client.create_topics([&new], &options())).expect("CreateTopics is answered");
             match results.into_iter().next().expect("one topic, one result") {
                 Ok(_) => true,
-                Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => false,
+                // Or it has not seen yet that a broker is back.
+                Err((_, RDKafkaErrorCode::TopicAlreadyExists | RDKafkaErrorCode::InvalidReplicationFactor)) => false,
                 Err(error) => panic!("cannot create {topic}: {error:?}"),
             }
         });

@@ -13,7 +13,7 @@ use kateway_tests::kateway::{Builder, Kateway};
 use kateway_tests::ledger::{Answer, Ledger, Verdict};
 use kateway_tests::load::{Load, Plan, Tally};
 use kateway_tests::topic::Topic;
-use kateway_tests::{figures, kcat, process, wait_until};
+use kateway_tests::{figures, kcat, process, wait_for, wait_until};
 
 use crate::{Case, kafka};
 
@@ -91,7 +91,8 @@ impl Drop for Frozen {
 }
 
 fn leader_of_first_partition(topic: &Topic) -> u32 {
-    u32::try_from(kafka().admin().leader(&topic.in_kafka(), 0)).expect("the partition has a leader")
+    let admin = kafka().admin();
+    wait_for(AGAIN, "the partition has a leader", || u32::try_from(admin.leader(&topic.in_kafka(), 0)).ok())
 }
 
 fn leader_killed_and_restarted() {

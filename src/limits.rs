@@ -26,10 +26,16 @@ pub const BATCH_UNDER_WAY_BYTES_MAX: usize = 1024 * 1024;
 pub const BATCH_RUN_BYTES: usize = 64 * 1024;
 /// Record headers of one message of a batch, names and values; over it the message is refused.
 pub const RECORD_HEADERS_BYTES_MAX: usize = 32 * 1024;
+/// Record headers of one message of a batch; over it the message is refused.
+pub const RECORD_HEADERS_MAX: usize = 100;
+/// A shorter message of a batch is copied out of its body, which would else be kept as long as the message is.
+pub const BATCH_COPIED_BYTES_MAX: usize = 4 * 1024;
 /// One piece of a body that is used while it arrives.
 pub const BODY_PIECE_BYTES: usize = 64 * 1024;
 /// What one step of compressing or decompressing takes or gives; between two the core does something else.
 pub const CODING_STEP_BYTES: usize = 64 * 1024;
+/// What one step of decompressing takes in.
+pub const CODING_INPUT_BYTES: usize = 16 * 1024;
 /// A compressed body is decompressed once up to here; a longer one a first time for its length, and again when that is allowed.
 pub const INFLATED_AT_ONCE_BYTES: usize = 1024 * 1024;
 /// Answers a core compresses at a time (a stream as long as it lasts); over it they go as they are.

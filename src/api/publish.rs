@@ -25,7 +25,7 @@ use crate::{
     limits,
     proto::{
         Head, Reply,
-        compress::{Coding, UnknownCoding},
+        compress::{Coding, UnknownCoding, sent_bytes_max},
         head::Framing,
     },
     registry::names,
@@ -82,8 +82,11 @@ impl Publish {
         } else {
             (ctx.config.borrow().publish.message_bytes_max, too_large as fn(usize) -> Problem)
         };
-        check_size(head, bytes_max, too_large)?;
-        let coding = coding(head)?;
+        let coding = coding(head);
+        // What is compressed may be a little longer than what it becomes.
+        let sent_max = if let Ok(Some(_)) = coding { sent_bytes_max(bytes_max) } else { bytes_max };
+        check_size(head, sent_max, || too_large(bytes_max))?;
+        let coding = coding?;
         check_hand_off(&query)?;
         let ack = ack(&query)?;
         let mut once = None;
@@ -266,7 +269,7 @@ pub(super) async fn in_time(
 
 /// The report, no later than the deadline. The store bounds a wait that begins at once by itself; here only what a slow look-up
 /// of the topic has taken is taken off.
-pub(super) async fn reported(
+async fn reported(
     report: impl Future<Output = Result<Stored, ProduceError>>,
     deadline: Option<Instant>,
 ) -> Result<Stored, ProduceError> {
@@ -275,7 +278,7 @@ pub(super) async fn reported(
     within(left, report).await.unwrap_or(Err(ProduceError::Unknown { reason: "DEADLINE" }))
 }
 
-fn check_size(head: &Head<'_>, bytes_max: usize, too_large: fn(usize) -> Problem) -> Result<(), Problem> {
+fn check_size(head: &Head<'_>, bytes_max: usize, too_large: impl Fn() -> Problem) -> Result<(), Problem> {
     let announced = match head.framing {
         Framing::Length(0) => return Err(Problem::new(&codes::EMPTY_MESSAGE, "a message has at least one byte")),
         Framing::Length(length) => Some(length),
@@ -283,7 +286,7 @@ fn check_size(head: &Head<'_>, bytes_max: usize, too_large: fn(usize) -> Problem
         Framing::Chunked => None,
     };
     match announced {
-        Some(length) if length > bytes_max as u64 => Err(too_large(bytes_max)),
+        Some(length) if length > bytes_max as u64 => Err(too_large()),
         _ => Ok(()),
     }
 }

@@ -103,6 +103,9 @@ pub fn malformed(cause: Malformed) -> Option<Problem> {
         Malformed::BodyTooSlow => Problem::new(&codes::BODY_TOO_SLOW, "the request body comes too slowly"),
         Malformed::BodyTooLarge => Problem::new(&codes::MESSAGE_TOO_LARGE, "the body is over its limit"),
         Malformed::Coding(detail) => Problem::new(&codes::INVALID_CODING, detail),
+        Malformed::NoRoom => {
+            Problem::new(&codes::TOO_MANY_INFLIGHT, "bodies under way take all memory there is for them")
+        }
         Malformed::Expectation => Problem::new(&codes::EXPECTATION_FAILED, "only 100-continue can be expected"),
         Malformed::Foreign | Malformed::Cut => return None,
     })

@@ -66,6 +66,8 @@ pub enum Malformed {
     BodyTooLarge,
     /// The body is not what its `Content-Encoding` says.
     Coding(&'static str),
+    /// What decompressing the body takes of memory is not there.
+    NoRoom,
     /// An `Expect` we cannot meet.
     Expectation,
     /// The first line is of another protocol: whoever sent it could not read an answer.

@@ -231,7 +231,7 @@ async fn serve_h1(
             }
         }
         if planned.reads_body() {
-            h1 = read_and_answer(ctx, h1, planned, pending).await?;
+            h1 = Box::pin(read_and_answer(ctx, h1, planned, pending)).await?;
             continue;
         }
         let Some(bytes_max) = planned.body_bytes_max(ctx) else {
@@ -267,7 +267,7 @@ async fn read_and_answer(
 ) -> Option<H1<Stream>> {
     let (reply, is_over) = {
         let mut pieces = h1.pieces(&mut pending);
-        let reply = Box::pin(planned.run_reading(ctx, &mut pieces)).await?;
+        let reply = planned.run_reading(ctx, &mut pieces).await?;
         (reply, pieces.is_over())
     };
     answer(ctx, h1, reply, &pending, !is_over).await

@@ -71,6 +71,14 @@ pub struct Record {
     pub partition: Option<Partition>,
 }
 
+impl Record {
+    /// What it holds: key, value and headers.
+    pub fn bytes(&self) -> usize {
+        let header = |(name, value): &Header| name.len() + value.as_ref().map_or(0, Bytes::len);
+        self.value.len() + self.key.as_ref().map_or(0, Bytes::len) + self.headers.iter().map(header).sum::<usize>()
+    }
+}
+
 /// Where a record stands. `offset` is -1 where the store has none to give (`ack=none`, null store).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Stored {

@@ -23,6 +23,8 @@ pub const CASES: &[Case] = &[
     Case::new("batches::envelopes_over_the_request", envelopes_over_the_request),
     Case::new("batches::results_stand_in_order", results_stand_in_order),
     Case::new("batches::a_fault_in_a_document_stores_nothing", a_fault_in_a_document_stores_nothing),
+    Case::new("batches::json_is_what_its_grammar_says", json_is_what_its_grammar_says),
+    Case::new("batches::small_messages_keep_no_bodies", small_messages_keep_no_bodies),
     Case::new("batches::limits", limits),
     Case::new("batches::memory_is_bounded", memory_is_bounded),
     Case::new("batches::what_a_batch_cannot_be", what_a_batch_cannot_be),
@@ -184,12 +186,58 @@ fn results_stand_in_order() {
     // A bad line alone is a result like any other.
     let answer = gateway.publish(&batch(&topic, "partition=2", LINES, "1\n{]\n3")).expect(207).json();
     assert_eq!((&answer["ok"], &answer["results"][1]["code"]), (&json!(2), &json!(40014)));
+    // So is a frame that is cut short, and nothing after it.
+    let answer = gateway.publish(&batch(&topic, "partition=2", FRAMES, "\0\0\0\u{2}ab\0")).expect(207).json();
+    assert_eq!((&answer["ok"], &answer["results"][1]["code"]), (&json!(1), &json!(40014)));
+    assert_eq!(answer["results"].as_array().map(Vec::len), Some(2));
     // None stored: the first one's problem.
     let answer = gateway.publish(&batch(&topic, "", LINES, format!("{long}\n{{]\n")));
     let said = problem::check(&answer, 413);
     assert_eq!((said.code, &said.document["ok"]), (41301, &json!(0)));
     assert_eq!(said.document["results"][1]["code"], 40014);
     assert_eq!(said.document["results"].as_array().map(Vec::len), Some(2));
+}
+
+/// As JSON has them (RFC 8259): numbers of any size, and strings that are no text, which are messages only inside of others.
+fn json_is_what_its_grammar_says() {
+    let gateway = Kateway::memory().start();
+    let topic = Topic::fresh("grammar");
+    let elements =
+        ["123456789012345678901234567890", "-9223372036854775809", "1e400", "[\"\\ud800\"]", "{\"\\udc00\":0}"];
+    let answer =
+        gateway.publish(&batch(&topic, "partition=0", ARRAY, format!("[{}]", elements.join(" , ")))).expect(201);
+    assert_eq!(answer.json()["ok"], 5);
+    gateway.publish(&batch(&topic, "partition=0", LINES, elements.join("\n"))).expect(201);
+    let twice: Vec<_> = elements.iter().chain(&elements).map(|element| element.as_bytes()).collect();
+    assert_eq!(payloads(&read(&gateway, &topic)), twice);
+    for (form, body) in [(ARRAY, "[1,\"\\ud800\",2]"), (LINES, "1\n\"\\ud800\"\n2")] {
+        let answer = gateway.publish(&batch(&topic, "partition=0", form, body)).expect(207).json();
+        assert_eq!((&answer["ok"], &answer["results"][1]["code"]), (&json!(2), &json!(40014)), "{form}");
+    }
+    // An element that can be no message is a result of its own, whatever it is made of.
+    let huge = format!("[1,[{}1],2]", "1,".repeat(3 << 20));
+    let answer = gateway.publish(&batch(&topic, "partition=0", ARRAY, huge)).expect(207).json();
+    assert_eq!((&answer["ok"], &answer["results"][1]["code"]), (&json!(2), &json!(41301)));
+}
+
+/// One small message of a large body does not keep the body: neither in a document nor in a stream.
+fn small_messages_keep_no_bodies() {
+    const BODIES: usize = 24;
+    let gateway = Kateway::memory().start();
+    for (form, body) in [
+        (ARRAY, format!("[{}1]", " ".repeat(4 << 20))),
+        (ENVELOPES, format!("[{{\"value\":{}1}}]", " ".repeat(4 << 20))),
+        (LINES, format!("{}1\n", format!("{}\n", " ".repeat(60_000)).repeat(70))),
+    ] {
+        let topic = Topic::fresh("kept");
+        let publish = || gateway.publish(&batch(&topic, "partition=0", form, body.clone())).expect(201);
+        // What is used once is there from then on.
+        (0..4).for_each(|_| drop(publish()));
+        let before = process::resident_kib(gateway.pid());
+        (0..BODIES).for_each(|_| drop(publish()));
+        let grown = process::resident_kib(gateway.pid()).saturating_sub(before);
+        assert!(grown < 32 << 10, "{form}: {grown} KiB for {BODIES} bodies of 4 MiB");
+    }
 }
 
 fn a_fault_in_a_document_stores_nothing() {
@@ -206,9 +254,11 @@ fn a_fault_in_a_document_stores_nothing() {
             assert_eq!(problem::check(&answer, 400).code, 40014, "{}", &body[..body.len().min(60)]);
         }
     }
-    for (form, body) in [(ARRAY, "[]"), (LINES, "\n \n")] {
+    for (form, body) in [(ARRAY, "[]"), (LINES, "\n \n"), (ARRAY, "")] {
         assert_eq!(problem::check(&gateway.publish(&batch(&topic, "", form, body)), 400).code, 40006);
     }
+    let (status, answer) = curl(&gateway, &topic, "", ARRAY, b"");
+    assert_eq!((status, &answer["code"]), (400, &json!(40006)));
     assert!(read(&gateway, &topic).is_empty());
 }
 

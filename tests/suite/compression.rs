@@ -6,13 +6,14 @@
 
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use flate2::{Compression, Decompress, FlushDecompress, write::GzEncoder};
 use kateway_tests::client::{Part, Request, Response};
 use kateway_tests::frames;
 use kateway_tests::kateway::Kateway;
 use kateway_tests::topic::Topic;
-use kateway_tests::{problem, process};
+use kateway_tests::{problem, process, wait_until};
 use serde_json::json;
 
 use crate::batches::{ARRAY, FRAMES, LINES, batch, framed, payloads, read};
@@ -22,8 +23,11 @@ pub const CASES: &[Case] = &[
     Case::new("compression::what_was_compressed_is_stored", what_was_compressed_is_stored),
     Case::new("compression::what_cannot_be_is_refused", what_cannot_be_is_refused),
     Case::new("compression::a_bomb_takes_no_memory", a_bomb_takes_no_memory).alone(),
+    Case::new("compression::what_becomes_nothing_has_a_limit", what_becomes_nothing_has_a_limit),
+    Case::new("compression::windows_are_counted", windows_are_counted),
     Case::new("compression::readers_get_what_they_accept", readers_get_what_they_accept),
     Case::new("compression::streams_are_flushed_message_by_message", streams_are_flushed_message_by_message),
+    Case::new("compression::whole_blocks_are_handed_over", whole_blocks_are_handed_over),
     Case::new("compression::curl_reads_over_both_protocols", curl_reads_over_both_protocols),
     Case::new("compression::kafka_has_a_codec_for_each_topic", kafka_has_a_codec_for_each_topic).kafka(),
 ];
@@ -39,6 +43,35 @@ fn coded(coding: &str, plain: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(zstd_safe::compress_bound(plain.len()));
     zstd_safe::compress(&mut out, plain, 3).expect("there is room");
     out
+}
+
+/// zstd with the largest window there may be, as its levels from 16 on have it; with the length in its head or without.
+fn wide(plain: &[u8], is_length_said: bool) -> Vec<u8> {
+    use zstd_safe::{CParameter, InBuffer, OutBuffer, zstd_sys::ZSTD_EndDirective as Directive};
+    let mut context = zstd_safe::CCtx::create();
+    context.set_parameter(CParameter::WindowLog(23)).expect("in its range");
+    let mut out = Vec::with_capacity(zstd_safe::compress_bound(plain.len()));
+    if is_length_said {
+        context.compress2(&mut out, plain).expect("there is room");
+        return out;
+    }
+    let (mut from, mut into) = (InBuffer::around(plain), OutBuffer::around(&mut out));
+    for how in [Directive::ZSTD_e_continue, Directive::ZSTD_e_end] {
+        while context.compress_stream2(&mut into, &mut from, how).expect("there is room") > 0
+            && (how == Directive::ZSTD_e_end || from.pos() < plain.len())
+        {}
+    }
+    out
+}
+
+/// What cannot be compressed.
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 1_u64;
+    let mut byte = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state.to_be_bytes()[0]
+    };
+    (0..length).map(|_| byte()).collect()
 }
 
 /// What has come of a body so far.
@@ -66,6 +99,10 @@ fn what_was_compressed_is_stored() {
         let topic = Topic::fresh("coded");
         let large: Vec<u8> = (0..512 * 1024_u32).map(|n| (n / 100).to_be_bytes()[3]).collect();
         let messages: [&[u8]; 2] = [b"one", &large];
+        // It becomes longer, which is not its sender's fault.
+        let full = noise(512 * 1024);
+        assert!(coded(coding, &full).len() > full.len());
+        gateway.publish(&with(coding, &full, |body| Topic::fresh("noise").publish("", body))).expect(201);
         gateway.publish(&with(coding, messages[0], |body| topic.publish("partition=0", body))).expect(201);
         let request = with(coding, messages[1], |body| topic.publish("partition=0", body)).chunked(1_000);
         gateway.publish(&request).expect(201);
@@ -157,11 +194,20 @@ fn what_cannot_be_is_refused() {
 
 fn a_bomb_takes_no_memory() {
     const MIB: usize = 1 << 20;
+    type Coder = fn(&[u8]) -> Vec<u8>;
     let gateway = Kateway::memory().start();
     let topic = Topic::fresh("bomb");
-    for coding in CODINGS {
+    // What is decompressed at once may be a mebibyte, and as much again while it grows.
+    let coders: [(&str, &str, Coder, u64); 4] = [
+        ("gzip", "gzip", |plain| coded("gzip", plain), 4_096),
+        ("zstd", "zstd", |plain| coded("zstd", plain), 4_096),
+        ("zstd of a wide window", "zstd", |plain| wide(plain, true), 4_096),
+        // What of the window was used, and the allocator's share.
+        ("zstd of a wide window and unknown length", "zstd", |plain| wide(plain, false), 24_576),
+    ];
+    for (what, coding, coder, grown_max_kib) in coders {
         let plain = vec![0; 100 * MIB];
-        let (bomb, spaces) = (coded(coding, &plain), coded(coding, &vec![b' '; 100 * MIB]));
+        let (bomb, spaces) = (coder(&plain), coder(&vec![b' '; 100 * MIB]));
         // What is used once is there from then on.
         let usual = [b"[", &vec![b' '; MIB][..], b"1]"].concat();
         for form in [ARRAY, LINES] {
@@ -172,22 +218,57 @@ fn a_bomb_takes_no_memory() {
         process::forget_peak(gateway.pid());
         let single = topic.publish("", bomb.clone());
         let frames = batch(&topic, "", FRAMES, spaces.clone());
-        for (what, request, code) in [
+        for (form, request, code) in [
             ("a message", single, 41301),
             ("an array", batch(&topic, "", ARRAY, spaces.clone()), 41302),
             ("lines", batch(&topic, "", LINES, spaces.clone()), 41302),
             ("frames", frames, 41302),
         ] {
             let answer = gateway.publish(&request.header("Content-Encoding", coding));
-            assert_eq!(problem::check(&answer, 413).code, code, "{what} as {coding}");
+            assert_eq!(problem::check(&answer, 413).code, code, "{form} as {what}");
         }
         let grown = process::peak_kib(gateway.pid()).saturating_sub(before);
-        kateway_tests::figures::note(
-            format!("compression, bombs of 100 MiB as {coding}: peak"),
-            format!("{grown} KiB"),
-        );
-        assert!(grown < 2_048, "{grown} KiB for {coding}");
+        kateway_tests::figures::note(format!("compression, bombs of 100 MiB as {what}: peak"), format!("{grown} KiB"));
+        assert!(grown < grown_max_kib, "{grown} KiB for {what}");
     }
+}
+
+/// Frames and members that become nothing, without end: the limit holds for what is sent as well, and others are served meanwhile.
+fn what_becomes_nothing_has_a_limit() {
+    let gateway = Kateway::memory().set("pub.batch_bytes_max", 600_000).start();
+    let topic = Topic::fresh("nothing");
+    let skippable = [0x50, 0x2a, 0x4d, 0x18, 0, 0, 0, 0];
+    for (coding, nothing) in [("zstd", skippable.to_vec()), ("gzip", coded("gzip", b""))] {
+        let nothing = |bytes: usize| nothing.repeat(bytes / nothing.len());
+        let within = [nothing(550_000), coded(coding, b"1\n")].concat();
+        let request = |body: Vec<u8>| batch(&topic, "", LINES, body).header("Content-Encoding", coding).chunked(50_000);
+        gateway.publish(&request(within)).expect(201);
+        let over = [coded(coding, b"1\n"), nothing(700_000)].concat();
+        let answer = gateway.publish(&request(over)).expect(207).json();
+        assert_eq!((&answer["ok"], &answer["results"][1]["code"]), (&json!(1), &json!(41302)), "{coding}");
+    }
+}
+
+/// A stream whose window is large takes of what a core has for batches, as long as it is open.
+fn windows_are_counted() {
+    let gateway = Kateway::memory().set("pub.batch_memory_bytes_max", 16 << 20).start();
+    let topic = Topic::fresh("windows");
+    let lines = wide(b"1\n", false);
+    let open = || {
+        let mut connection = gateway.publisher();
+        let whole = batch(&topic, "", LINES, lines.clone()).header("Content-Encoding", "zstd").chunked(1_000).bytes();
+        connection.send(&whole[..whole.len() - b"0\r\n\r\n".len()]).expect("it can be sent");
+        connection
+    };
+    let mut first = open();
+    wait_until(Duration::from_secs(10), "the window is counted", || {
+        gateway.scrape().sum("kateway_pub_batch_bytes", &[]) > f64::from(8 << 20)
+    });
+    let answer = open().read_response().unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(problem::check(&answer, 429).code, 42900);
+    first.send(b"0\r\n\r\n").expect("it can be sent");
+    first.read_response().unwrap_or_else(|e| panic!("{e}")).expect(201);
+    assert_eq!(gateway.scrape().sum("kateway_pub_batch_bytes", &[]), 0.0);
 }
 
 fn get(gateway: &Kateway, topic: &Topic, query: &str, accept: &str, encoding: &str) -> Response {
@@ -263,6 +344,30 @@ fn streams_are_flushed_message_by_message() {
                         Part::End(_) => panic!("a stream has no end"),
                     }
                 }
+            }
+        }
+    }
+}
+
+/// Of messages that are whole blocks of the encoder it holds nothing back, and the stream goes on after them.
+fn whole_blocks_are_handed_over() {
+    let gateway = Kateway::memory().start();
+    // With its head a frame is once and twice 64 KiB.
+    for (coding, bytes) in [("zstd", 65_520), ("zstd", 131_056), ("gzip", 65_520)] {
+        let topic = Topic::fresh("blocks");
+        let message = noise(bytes);
+        for _ in 0..3 {
+            gateway.publish(&topic.publish("partition=0", message.clone())).expect(201);
+        }
+        let mut connection = gateway.subscriber();
+        let request = topic.read("g", "stream=1&batch=1").header("Accept-Encoding", coding);
+        connection.send(&request.header("Accept", "application/octet-stream").bytes()).expect("it can be sent");
+        connection.head().unwrap_or_else(|e| panic!("{e}")).expect(200);
+        let mut come = Vec::new();
+        while decoded(coding, &come).len() < 3 * (bytes + 16) {
+            match connection.part().unwrap_or_else(|e| panic!("{coding}, {bytes} bytes: {e}")) {
+                Part::Chunk(chunk) => come.extend_from_slice(&chunk),
+                Part::End(_) => panic!("a stream has no end"),
             }
         }
     }

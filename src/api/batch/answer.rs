@@ -1,7 +1,7 @@
 //! What a batch is told: a result for each of its messages, or for each run of them that have the same to say.
 //!
-//! Invariants: 201 (202 where nothing is promised) says that all are stored, 207 that some are, and a problem document that none is: of
-//! the first that failed. Results stand in the order of the request.
+//! Invariants: 201 (202 where nothing is promised) says that all are stored, 207 that some are, and a problem document that none is known
+//! to be: of the first that may be, or else of the first that failed. Results stand in the order of the request.
 
 use super::{
     super::{
@@ -30,9 +30,14 @@ pub struct Manner {
 
 /// See the module text. `stored` of the results are good ones.
 pub async fn answer(results: &[Outcome], stored: usize, manner: Manner, stamp: &Stamp) -> Answered {
-    let first_failed = results.iter().find_map(|result| result.as_ref().err());
+    let mut failed = results.iter().filter_map(|result| result.as_ref().err());
+    let first_failed = failed.next();
     let mut body = Vec::with_capacity(64 + if manner.in_ranges { 256 } else { results.len() * 32 });
-    if let Some(problem) = first_failed.filter(|_| stored == 0) {
+    if let Some(first) = first_failed.filter(|_| stored == 0) {
+        // A refusal would say of all that they are not stored.
+        let is_unknown = |problem: &Problem| problem.code.number == codes::OUTCOME_UNKNOWN.number;
+        let other = if is_unknown(first) { None } else { failed.find(|problem| is_unknown(problem)) };
+        let problem = other.unwrap_or(first);
         body.extend_from_slice(problem.document(stamp).to_string().as_bytes());
         // The document is an object with fields.
         body.pop();
@@ -181,6 +186,17 @@ mod tests {
         assert_eq!((status, &body["code"], &body["ok"]), (413, &json!(41301), &json!(0)));
         let failed = json!({"from": 0, "to": 1, "code": 41301, "errmsg": "a \"message\"", "retryable": false});
         assert_eq!(body["results"], json!([failed]));
+    }
+
+    #[test]
+    fn what_may_be_stored_is_no_refusal() {
+        let unknown = || Err(Box::new(Problem::new(&codes::OUTCOME_UNKNOWN, "who knows")));
+        for results in [[bad(), unknown()], [unknown(), bad()]] {
+            let (status, body) = said(&results, false);
+            assert_eq!((status, &body["code"]), (504, &json!(codes::OUTCOME_UNKNOWN.number)));
+            assert_eq!(body["results"].as_array().map(Vec::len), Some(2));
+        }
+        assert_eq!(said(&[bad(), unknown(), at(0, 1)], false).0, 207);
     }
 
     #[test]

@@ -16,7 +16,7 @@ pub mod parse;
 mod send;
 mod split;
 
-use std::{ops::Range, rc::Rc, time::Instant};
+use std::{cell::Cell, ops::Range, rc::Rc};
 
 use bytes::Bytes;
 
@@ -61,13 +61,15 @@ pub struct Batch {
     messages_max: usize,
     /// Until it is answered.
     memory: Memory,
+    /// Of it: what decompressing takes.
+    inflating_bytes: Cell<usize>,
 }
 
 /// What a batch may hold in memory; taken from what its core has for batches.
 #[derive(Debug)]
 struct Memory {
     ctx: Rc<Context>,
-    bytes: u64,
+    bytes: Cell<u64>,
 }
 
 impl Memory {
@@ -78,17 +80,15 @@ impl Memory {
             return Err(Problem::new(&codes::TOO_MANY_INFLIGHT, detail));
         }
         ctx.metrics.cells.batch_bytes.add(bytes);
-        Ok(Self { ctx: Rc::clone(ctx), bytes })
+        Ok(Self { ctx: Rc::clone(ctx), bytes: Cell::new(bytes) })
     }
-}
 
-impl Memory {
     /// It holds at least so much.
-    fn hold(&mut self, bytes: usize) -> Result<(), Problem> {
-        let more = bytes.saturating_sub(usize::try_from(self.bytes).unwrap_or(usize::MAX));
+    fn hold(&self, bytes: usize) -> Result<(), Problem> {
+        let more = bytes.saturating_sub(usize::try_from(self.bytes.get()).unwrap_or(usize::MAX));
         if more > 0 {
-            let mut more = Self::take(&self.ctx, more)?;
-            self.bytes += std::mem::take(&mut more.bytes);
+            let more = Self::take(&self.ctx, more)?;
+            self.bytes.set(self.bytes.get() + more.bytes.take());
         }
         Ok(())
     }
@@ -96,7 +96,7 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        self.ctx.metrics.cells.batch_bytes.sub(self.bytes);
+        self.ctx.metrics.cells.batch_bytes.sub(self.bytes.get());
     }
 }
 
@@ -132,7 +132,7 @@ impl Batch {
         };
         let PublishConfig { message_bytes_max, batch_bytes_max, batch_messages_max, .. } = ctx.config.borrow().publish;
         let held = match coding {
-            _ if form.is_streamed() => limits::BATCH_UNDER_WAY_BYTES_MAX + message_bytes_max,
+            _ if form.is_streamed() => stream_bytes(message_bytes_max),
             None => announced(head).unwrap_or(batch_bytes_max),
             // What it becomes is known later; most becomes no more than so much.
             Some(_) => {
@@ -149,18 +149,35 @@ impl Batch {
             bytes_max: batch_bytes_max,
             messages_max: batch_messages_max,
             memory,
+            inflating_bytes: Cell::default(),
         })
     }
 
     /// Reads the body, produces what is in it, and answers. `None`: the client has gone.
-    pub async fn run(mut self, ctx: &Rc<Context>, pieces: &mut impl Pieces, stamp: &Stamp) -> Option<Answered> {
+    pub async fn run(self, ctx: &Rc<Context>, pieces: &mut impl Pieces, stamp: &Stamp) -> Option<Answered> {
         match self.coding {
             None => self.read(ctx, pieces, stamp).await,
-            Some(coding) => self.read(ctx, &mut Inflated::new(coding, pieces), stamp).await,
+            Some(coding) => {
+                let room = |bytes| {
+                    self.inflating_bytes.set(bytes);
+                    self.hold(0).is_ok()
+                };
+                self.read(ctx, &mut Inflated::new(coding, pieces, self.bytes_max, &room), stamp).await
+            }
         }
     }
 
-    async fn read(&mut self, ctx: &Rc<Context>, pieces: &mut impl Pieces, stamp: &Stamp) -> Option<Answered> {
+    /// Takes memory for what is held beside what a stream always may.
+    fn hold(&self, partial_bytes: usize) -> Result<(), Problem> {
+        let held = if self.form.is_streamed() {
+            stream_bytes(self.message_bytes_max) + partial_bytes.saturating_sub(self.message_bytes_max)
+        } else {
+            0
+        };
+        self.memory.hold(held + self.inflating_bytes.get())
+    }
+
+    async fn read(&self, ctx: &Rc<Context>, pieces: &mut impl Pieces, stamp: &Stamp) -> Option<Answered> {
         let results = if self.form.is_streamed() {
             self.stream(ctx, pieces, stamp).await
         } else {
@@ -177,11 +194,7 @@ impl Batch {
         self.publish.is_async || self.publish.ack == Ack::None
     }
 
-    fn sending<'a>(
-        &'a self,
-        ctx: &'a Rc<Context>,
-        topic: (Rc<Topic>, Option<Instant>),
-    ) -> Result<Sending<'a>, Problem> {
+    fn sending<'a>(&'a self, ctx: &'a Rc<Context>, topic: Rc<Topic>) -> Result<Sending<'a>, Problem> {
         let manner = (self.publish.ack, self.is_queued());
         Ok(Sending::new(ctx, ctx.plane()?, topic, &self.publish.record, manner))
     }
@@ -195,27 +208,35 @@ impl Batch {
 
     // === documents ===
 
-    async fn document(&mut self, ctx: &Rc<Context>, pieces: &mut impl Pieces, stamp: &Stamp) -> Result<Answered, End> {
+    async fn document(&self, ctx: &Rc<Context>, pieces: &mut impl Pieces, stamp: &Stamp) -> Result<Answered, End> {
         let body = pieces.whole(self.bytes_max).await.map_err(|cause| self.unread(cause))?;
+        if body.is_empty() {
+            return Err(document::no_messages().into());
+        }
         self.memory.hold(body.len())?;
         let elements = document::elements(&body, self.messages_max).await?;
         if self.form == Form::Array {
-            let topic = self.publish.topic(ctx).await?;
+            let values = elements.iter().map(Range::len).filter(|bytes| *bytes <= self.message_bytes_max + 2).sum();
+            let apart_below = apart_below(&body, values);
+            let (topic, _) = self.publish.topic(ctx).await?;
             let mut sending = self.sending(ctx, topic)?;
             sending.expect(elements.len());
             for range in elements {
-                sending.send(parse::element(&body, range, self.message_bytes_max)).await;
+                let item = parse::element(&body, range, self.message_bytes_max);
+                sending.send(item.map(|item| item.apart(apart_below))).await;
             }
             return Ok(self.answer(ctx, sending, stamp).await);
         }
         let items = self.envelopes(&body, elements).await?;
-        let topic = self.publish.topic(ctx).await?;
+        let values = items.iter().filter_map(|item| Some(item.as_ref().ok()?.value.len())).sum();
+        let apart_below = apart_below(&body, values);
+        let (topic, _) = self.publish.topic(ctx).await?;
         let highest = items.iter().filter_map(|item| item.as_ref().ok()?.partition).max();
-        self.know_partition(ctx, &topic.0, highest).await?;
+        self.know_partition(ctx, &topic, highest).await?;
         let mut sending = self.sending(ctx, topic)?;
         sending.expect(items.len());
         for item in items {
-            sending.send(item).await;
+            sending.send(item.map(|item| item.apart(apart_below))).await;
         }
         Ok(self.answer(ctx, sending, stamp).await)
     }
@@ -272,7 +293,7 @@ impl Batch {
         };
         match (sending, ended) {
             (None, Err(problem)) => Err(End::Refused(problem)),
-            (None, Ok(())) => Err(Problem::new(&codes::EMPTY_MESSAGE, "a batch has at least one message").into()),
+            (None, Ok(())) => Err(document::no_messages().into()),
             (Some(mut sending), ended) => {
                 // It is the result of the message it was found at, and of all after it.
                 sending.results.extend(ended.err().map(|problem| Err(Box::new(problem))));
@@ -299,7 +320,7 @@ impl Batch {
         loop {
             let Some(parsed) = splitter.next().or_else(|| if is_last { splitter.last() } else { None }) else { break };
             if sending.is_none() {
-                *sending = Some(self.sending(ctx, self.publish.topic(ctx).await?)?);
+                *sending = Some(self.sending(ctx, self.publish.topic(ctx).await?.0)?);
             }
             let Some(sending) = sending.as_mut() else { break };
             if sending.results.len() == self.messages_max {
@@ -307,6 +328,7 @@ impl Batch {
             }
             sending.send(parsed).await;
         }
+        self.hold(splitter.held_bytes())?;
         if let Some(sending) = sending {
             sending.drain_to(limits::BATCH_UNDER_WAY_BYTES_MAX).await;
         }
@@ -332,6 +354,16 @@ impl From<Problem> for End {
     fn from(problem: Problem) -> Self {
         Self::Refused(problem)
     }
+}
+
+/// What a body that is used while it arrives may hold: what is under way, and a message that goes on.
+fn stream_bytes(message_bytes_max: usize) -> usize {
+    limits::BATCH_UNDER_WAY_BYTES_MAX + message_bytes_max
+}
+
+/// Which messages are copied out of a body whose messages have so many bytes together: the last one keeps all of it.
+fn apart_below(body: &Bytes, values: usize) -> usize {
+    if values < body.len() / 2 { usize::MAX } else { limits::BATCH_COPIED_BYTES_MAX }
 }
 
 /// The problem of a body over the limit.

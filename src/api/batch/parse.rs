@@ -3,12 +3,15 @@
 //! A value is a slice of the body wherever its bytes are the message; only a string with escapes, and base64, are made anew. Knows no
 //! topic and no store.
 
-use std::{borrow::Cow, ops::Range};
+use std::{borrow::Cow, fmt, ops::Range};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use memchr::memchr;
-use serde::{Deserialize, Deserializer, de::IgnoredAny};
+use serde::{
+    Deserialize, Deserializer,
+    de::{IgnoredAny, SeqAccess, Visitor},
+};
 use serde_json::value::RawValue;
 
 use super::super::{codes, publish, reply::Problem};
@@ -16,6 +19,9 @@ use crate::{
     limits,
     store::{Header, Partition, Record, TAG_HEADER},
 };
+
+/// Of what a parser says.
+const SAID_CHARS_MAX: usize = 200;
 
 /// How messages stand in the body.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -81,6 +87,14 @@ impl Item {
         }
         Ok(Record { key, value, is_tombstone, headers, partition })
     }
+
+    /// Its value stands by itself if it is shorter than that: a slice keeps all it was cut from.
+    pub fn apart(mut self, shorter_than: usize) -> Self {
+        if self.value.len() < shorter_than {
+            self.value = Bytes::copy_from_slice(&self.value);
+        }
+        self
+    }
 }
 
 /// A message, or why it is none.
@@ -88,6 +102,28 @@ pub type Parsed = Result<Item, Problem>;
 
 pub fn wrong(detail: impl Into<Cow<'static, str>>) -> Problem {
     Problem::new(&codes::INVALID_BODY, detail)
+}
+
+/// What a parser says of a text; it may name what stands there, whatever its length.
+fn said(error: &serde_json::Error) -> String {
+    let mut text = error.to_string();
+    if let Some((end, _)) = text.char_indices().nth(SAID_CHARS_MAX) {
+        text.truncate(end);
+        text.push_str("...");
+    }
+    text
+}
+
+/// The longest JSON string that may stand for a message: an escape is six bytes for one.
+pub fn text_bytes_max(message_bytes_max: usize) -> usize {
+    6 * message_bytes_max + 2
+}
+
+/// Whether it is JSON, by the grammar alone: numbers of any size, escapes of any character.
+pub fn check_json(text: &[u8]) -> Result<(), Problem> {
+    let text = std::str::from_utf8(text).map_err(|_| wrong("not UTF-8"))?;
+    serde_json::from_str::<IgnoredAny>(text).map_err(|error| wrong(format!("not JSON: {}", said(&error))))?;
+    Ok(())
 }
 
 /// A value that may be a message.
@@ -101,6 +137,10 @@ pub fn checked(value: Bytes, message_bytes_max: usize) -> Parsed {
 
 /// The message that a JSON value known to be good stands for: its exact bytes; of a string its text.
 pub fn element(body: &Bytes, range: Range<usize>, message_bytes_max: usize) -> Parsed {
+    // Not unescaped for nothing.
+    if range.len() > text_bytes_max(message_bytes_max) {
+        return Err(publish::too_large(message_bytes_max));
+    }
     checked(value(body, range)?, message_bytes_max)
 }
 
@@ -108,7 +148,8 @@ fn value(body: &Bytes, range: Range<usize>) -> Result<Bytes, Problem> {
     Ok(match &body[range.clone()] {
         [b'"', inner @ .., b'"'] if memchr(b'\\', inner).is_none() => body.slice(range.start + 1..range.end - 1),
         text @ [b'"', ..] => {
-            let text: String = serde_json::from_slice(text).map_err(|error| wrong(format!("a string: {error}")))?;
+            let text: String =
+                serde_json::from_slice(text).map_err(|error| wrong(format!("a string: {}", said(&error))))?;
             Bytes::from(text)
         }
         _ => body.slice(range),
@@ -117,8 +158,7 @@ fn value(body: &Bytes, range: Range<usize>) -> Result<Bytes, Problem> {
 
 /// The message of one line, which has to be JSON.
 pub fn line(line: &Bytes, message_bytes_max: usize) -> Parsed {
-    let text = std::str::from_utf8(line).map_err(|_| wrong("the line is not UTF-8"))?;
-    serde_json::from_str::<IgnoredAny>(text).map_err(|error| wrong(format!("the line is not JSON: {error}")))?;
+    check_json(line).map_err(|problem| wrong(format!("the line is {}", problem.detail)))?;
     let whole = 0..line.len();
     element(line, whole, message_bytes_max)
 }
@@ -134,11 +174,41 @@ struct Envelope<'a> {
     tag: Option<Cow<'a, str>>,
     partition: Option<Partition>,
     #[serde(borrow, default)]
-    headers: Vec<(Cow<'a, str>, Option<Cow<'a, str>>)>,
+    headers: Headers<'a>,
     #[serde(borrow, default, deserialize_with = "raw")]
     value: Option<&'a RawValue>,
     #[serde(borrow)]
     base64: Option<Cow<'a, str>>,
+}
+
+/// Names and values: no more than there may be, and one, so that there are too many.
+#[derive(Default)]
+struct Headers<'a>(Vec<(Cow<'a, str>, Option<Cow<'a, str>>)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Headers<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(HeadersVisitor).map(Self)
+    }
+}
+
+struct HeadersVisitor;
+
+impl<'de> Visitor<'de> for HeadersVisitor {
+    type Value = Vec<(Cow<'de, str>, Option<Cow<'de, str>>)>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of names and values")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+        let mut headers = Vec::new();
+        while headers.len() <= limits::RECORD_HEADERS_MAX {
+            let Some(header) = list.next_element()? else { return Ok(headers) };
+            headers.push(header);
+        }
+        while list.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(headers)
+    }
 }
 
 /// So that `null` is told from nothing.
@@ -148,8 +218,12 @@ fn raw<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'a 
 
 /// The message of one envelope, a JSON object. `Err`: it is none; `Ok(Err)`: it is one, and says what cannot be.
 pub fn envelope(body: &Bytes, range: Range<usize>, message_bytes_max: usize) -> Result<Parsed, Problem> {
+    // A list of its values would do for the parser.
+    if body.get(range.start) != Some(&b'{') {
+        return Err(wrong("an envelope is an object"));
+    }
     let envelope: Envelope<'_> =
-        serde_json::from_slice(&body[range]).map_err(|error| wrong(format!("an envelope: {error}")))?;
+        serde_json::from_slice(&body[range]).map_err(|error| wrong(format!("an envelope: {}", said(&error))))?;
     let item = match (envelope.value, envelope.base64.as_deref()) {
         (Some(raw), None) if raw.get() == "null" => Ok(Item { is_tombstone: true, ..Item::default() }),
         (Some(raw), None) => {
@@ -166,7 +240,7 @@ pub fn envelope(body: &Bytes, range: Range<usize>, message_bytes_max: usize) -> 
         if item.partition.is_some_and(|partition| partition < 0) {
             return Err(Problem::new(&codes::PARTITION_OUT_OF_RANGE, "no topic has a partition below 0"));
         }
-        item.headers = headers(envelope.tag, envelope.headers)?;
+        item.headers = headers(envelope.tag, envelope.headers.0)?;
         Ok(item)
     }))
 }
@@ -189,6 +263,9 @@ fn headers(
     tag: Option<Cow<'_, str>>,
     named: Vec<(Cow<'_, str>, Option<Cow<'_, str>>)>,
 ) -> Result<Vec<Header>, Problem> {
+    if named.len() > limits::RECORD_HEADERS_MAX {
+        return Err(wrong(format!("a message has at most {} record headers", limits::RECORD_HEADERS_MAX)));
+    }
     let mut headers = Vec::with_capacity(usize::from(tag.is_some()) + named.len());
     let mut bytes = 0;
     if let Some(tag) = tag {
@@ -248,6 +325,30 @@ mod tests {
     }
 
     #[test]
+    fn a_small_message_is_told_apart_from_its_body() {
+        let body = Bytes::from(format!("[{}1]", " ".repeat(10_000)));
+        let is_in = |value: &Bytes| body.as_ptr_range().contains(&value.as_ptr());
+        let end = body.len() - 1;
+        let item = element(&body, end - 1..end, 100).expect("good");
+        assert!(is_in(&item.value), "a slice");
+        assert!(is_in(&item.clone().apart(1).value) && !is_in(&item.apart(2).value));
+    }
+
+    #[test]
+    fn what_is_said_is_short_and_headers_are_few() {
+        let long = format!("{{\"{}\":1}}", "long\u{e4}".repeat(100_000));
+        let problem = envelope(&long.clone().into(), 0..long.len(), 100).expect_err("no such field");
+        assert!(problem.detail.chars().count() < 300 && problem.detail.contains("longälong"), "{}", problem.detail);
+        for (count, is_good) in [(100, true), (101, false), (100_000, false)] {
+            let text = format!("{{\"headers\":[{}[\"a\",null]],\"value\":1}}", "[\"a\",null],".repeat(count - 1));
+            let parsed = envelope(&text.clone().into(), 0..text.len(), 100).expect("an envelope");
+            assert_eq!(parsed.map(|item| item.headers.len()).ok(), is_good.then_some(count));
+        }
+        let large = format!("\"{}\"", "\\n".repeat(1_000));
+        assert_eq!(element(&large.clone().into(), 0..large.len(), 100).expect_err("long").code.number, 41301);
+    }
+
+    #[test]
     fn envelopes_say_more() {
         let of = |text: &'static str| envelope(&Bytes::from_static(text.as_bytes()), 0..text.len(), 100);
         let first = of(r#"{"key":"k","tag":"a;b","partition":2,"headers":[["h","AQ=="],["h",null]],"value":{"x": 1}}"#);
@@ -278,7 +379,14 @@ mod tests {
         ] {
             assert_eq!(of(text).expect("an envelope").expect_err(text).code.number, code, "{text}");
         }
-        for none in ["1", "[1]", r#"{"valu":1}"#, r#"{"value":1,"partition":"x"}"#, r#"{"value":1,"key":7}"#] {
+        for none in [
+            "1",
+            "[1]",
+            "[null,null,null,null,[],1,null]",
+            r#"{"valu":1}"#,
+            r#"{"value":1,"partition":"x"}"#,
+            r#"{"value":1,"key":7}"#,
+        ] {
             assert!(of(none).is_err(), "{none}");
         }
     }

@@ -7,7 +7,7 @@
 //! Invariants: one result for each message, in the order they were given here; what is not taken fails alone; nothing here waits for a
 //! report while there is room for more. No task and no timer of its own: a report that is there costs a look at it.
 
-use std::{collections::VecDeque, rc::Rc, time::Instant};
+use std::{collections::VecDeque, rc::Rc};
 
 use super::{
     super::{
@@ -35,7 +35,10 @@ struct UnderWay {
     report: Report,
     /// Of its result.
     index: usize,
+    /// Of its value.
     bytes: usize,
+    /// All that it holds.
+    held_bytes: usize,
     is_chosen_by_store: bool,
 }
 
@@ -49,8 +52,6 @@ pub struct Sending<'a> {
     common: &'a Record,
     ack: Ack,
     is_queued: bool,
-    /// When a look-up of the topic that took long has to be made up for.
-    late: Option<Instant>,
     under_way: VecDeque<UnderWay>,
     bytes_under_way: usize,
     pub results: Vec<Outcome>,
@@ -62,26 +63,13 @@ impl<'a> Sending<'a> {
     pub fn new(
         ctx: &'a Rc<Context>,
         data: &'a DataPlane,
-        (topic, late): (Rc<Topic>, Option<Instant>),
+        topic: Rc<Topic>,
         common: &'a Record,
         (ack, is_queued): (Ack, bool),
     ) -> Self {
         let (under_way, results) = Default::default();
         let (bytes_under_way, stored, stored_bytes) = Default::default();
-        Self {
-            ctx,
-            data,
-            topic,
-            common,
-            ack,
-            is_queued,
-            late,
-            under_way,
-            bytes_under_way,
-            results,
-            stored,
-            stored_bytes,
-        }
+        Self { ctx, data, topic, common, ack, is_queued, under_way, bytes_under_way, results, stored, stored_bytes }
     }
 
     /// Makes room for as many messages as there are.
@@ -114,6 +102,7 @@ impl<'a> Sending<'a> {
     fn hand_over(&mut self, item: Item, index: usize) -> Outcome {
         let record = item.over(self.common, self.partitions())?;
         let (bytes, is_chosen_by_store) = (record.value.len(), record.partition.is_none());
+        let held_bytes = record.bytes();
         if self.is_queued {
             let queued = self.data.backend.enqueue(&self.topic, record, self.ack);
             queued.map_err(|error| Box::new(self.failed(error, is_chosen_by_store)))?;
@@ -122,8 +111,8 @@ impl<'a> Sending<'a> {
         }
         let produced = self.data.backend.produce(&self.topic, record, self.ack);
         let report = produced.map_err(|error| Box::new(self.failed(error, is_chosen_by_store)))?;
-        self.under_way.push_back(UnderWay { report, index, bytes, is_chosen_by_store });
-        self.bytes_under_way += bytes;
+        self.under_way.push_back(UnderWay { report, index, bytes, held_bytes, is_chosen_by_store });
+        self.bytes_under_way += held_bytes;
         // Until its report is there.
         Ok(QUEUED)
     }
@@ -162,11 +151,14 @@ impl<'a> Sending<'a> {
 
     /// Waits for the oldest report.
     async fn report(&mut self) {
-        // It stays in its place while it is waited for: this may be given up.
+        // It stays in its place while it is waited for: this may be given up. The store bounds the wait for each by itself, from when
+        // it was handed over; that the look-up of the topic took its time before counts against none of them.
         let Some(first) = self.under_way.front_mut() else { return };
-        let outcome = publish::reported(&mut first.report, self.late).await;
-        let Some(UnderWay { index, bytes, is_chosen_by_store, .. }) = self.under_way.pop_front() else { return };
-        self.bytes_under_way -= bytes;
+        let outcome = (&mut first.report).await;
+        let Some(UnderWay { index, bytes, held_bytes, is_chosen_by_store, .. }) = self.under_way.pop_front() else {
+            return;
+        };
+        self.bytes_under_way -= held_bytes;
         self.results[index] = match outcome {
             Ok(stored) => {
                 self.count(bytes);

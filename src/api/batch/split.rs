@@ -1,6 +1,6 @@
 //! Lines and frames, taken out of a body that comes piece by piece.
 //!
-//! A message that lies in one piece is a slice of it; one that lies across several is put together. Invariants: no more is kept than one
+//! A message that lies in one piece is a slice of it, or a copy if it is a small part; one that lies across several is put together. Invariants: no more is kept than one
 //! message may have; a bad line or frame is that message's result, and what follows is found all the same.
 
 use bytes::{Buf, Bytes};
@@ -8,8 +8,9 @@ use memchr::memchr;
 
 use super::{
     super::{publish, reply::Problem},
-    parse::{Form, Parsed, checked, line, wrong},
+    parse::{Form, Parsed, checked, line, text_bytes_max, wrong},
 };
+use crate::limits;
 
 /// Bytes of a frame's length.
 const FRAME_HEAD_BYTES: usize = 4;
@@ -43,10 +44,17 @@ impl Splitter {
         if self.is_framed { self.next_frame() } else { self.next_line() }
     }
 
+    /// What is kept of a message that goes on.
+    pub fn held_bytes(&self) -> usize {
+        self.partial.capacity()
+    }
+
     /// At the end of the body: what stands behind the last line's end, or a frame that is not whole.
     pub fn last(&mut self) -> Option<Parsed> {
         if self.is_framed {
-            let is_cut = self.skipping > 0 || !self.partial.is_empty();
+            // Said once.
+            let (skipping, partial) = (std::mem::take(&mut self.skipping), std::mem::take(&mut self.partial));
+            let is_cut = skipping > 0 || !partial.is_empty();
             return is_cut.then(|| Err(wrong("the last frame is cut short")));
         }
         self.line(Bytes::new())
@@ -54,9 +62,11 @@ impl Splitter {
 
     // === lines ===
 
-    /// A line as it was sent may be longer than its message: escapes are two or six bytes for one.
-    fn line_bytes_max(&self) -> usize {
-        2 * self.message_bytes_max + 64
+    /// A line as it was sent may be longer than its message: of a string escapes are up to six bytes for one; there may be white space.
+    fn line_bytes_max(&self, end: &[u8]) -> usize {
+        let first = self.partial.first().or_else(|| end.trim_ascii_start().first());
+        let is_text = first == Some(&b'"');
+        64 + if is_text { text_bytes_max(self.message_bytes_max) } else { 2 * self.message_bytes_max }
     }
 
     fn next_line(&mut self) -> Option<Parsed> {
@@ -76,7 +86,12 @@ impl Splitter {
 
     /// The rest of the piece belongs to a line that goes on.
     fn keep(&mut self) {
-        if self.partial.len() + self.piece.len() > self.line_bytes_max() {
+        if self.partial.is_empty() {
+            // White space before it is not worth keeping.
+            let white = self.piece.len() - self.piece.trim_ascii_start().len();
+            self.piece.advance(white);
+        }
+        if self.partial.len() + self.piece.len() > self.line_bytes_max(&self.piece) {
             self.skipping = 1;
             self.partial = Vec::new();
         }
@@ -87,8 +102,11 @@ impl Splitter {
     }
 
     /// A line with its end; `None` when there is nothing in it.
-    fn line(&mut self, end: Bytes) -> Option<Parsed> {
-        if std::mem::take(&mut self.skipping) > 0 || self.partial.len() + end.len() > self.line_bytes_max() {
+    fn line(&mut self, mut end: Bytes) -> Option<Parsed> {
+        if self.partial.is_empty() {
+            end = end.slice_ref(end.trim_ascii_start());
+        }
+        if std::mem::take(&mut self.skipping) > 0 || self.partial.len() + end.len() > self.line_bytes_max(&end) {
             self.partial = Vec::new();
             return Some(Err(self.too_large()));
         }
@@ -102,8 +120,9 @@ impl Splitter {
         if trimmed.is_empty() {
             return None;
         }
+        let apart_below = (limits::BODY_PIECE_BYTES / 2).max(whole.len() / 2);
         let text = if trimmed.len() == whole.len() { whole } else { whole.slice_ref(trimmed) };
-        Some(line(&text, self.message_bytes_max))
+        Some(line(&text, self.message_bytes_max).map(|item| item.apart(apart_below)))
     }
 
     fn too_large(&self) -> Problem {
@@ -141,7 +160,8 @@ impl Splitter {
         }
         if self.partial.is_empty() {
             self.piece.advance(FRAME_HEAD_BYTES);
-            return Some(checked(self.piece.split_to(length), self.message_bytes_max));
+            let item = checked(self.piece.split_to(length), self.message_bytes_max);
+            return Some(item.map(|item| item.apart(limits::BODY_PIECE_BYTES / 2)));
         }
         let rest = self.piece.split_to(whole - self.partial.len());
         self.partial.extend_from_slice(&rest);
@@ -182,7 +202,10 @@ mod tests {
                 all.push(parsed);
             }
         }
-        all.extend(splitter.last());
+        // As it is asked: until there is nothing more.
+        for _ in 0..3 {
+            all.extend(splitter.last());
+        }
         let said = |parsed: Parsed| parsed.map(|item| item.value.to_vec()).map_err(|problem| problem.code.number);
         all.into_iter().map(said).collect()
     }
@@ -203,6 +226,30 @@ mod tests {
             [Ok(b"1"), Ok(b"{\"a\":2}"), Err(40014), Ok(b"te\nxt"), Err(41301), Err(41301), Ok(b"3")];
         in_all_pieces(Form::Lines, body.as_bytes(), &expected);
         in_all_pieces(Form::Lines, b"\n \r\n", &[]);
+    }
+
+    #[test]
+    fn a_small_message_keeps_no_piece() {
+        for (form, body) in [(Form::Lines, &b"12\n34\n"[..]), (Form::Frames, b"\0\0\0\x0212\0\0\0\x0234")] {
+            let piece = Bytes::copy_from_slice(body);
+            let mut splitter = Splitter::new(form, 20);
+            splitter.feed(piece.clone());
+            let items: Vec<_> = std::iter::from_fn(|| splitter.next()).map(|item| item.expect("good").value).collect();
+            assert_eq!(items, [&b"12"[..], b"34"]);
+            assert!(items.iter().all(|value| !piece.as_ptr_range().contains(&value.as_ptr())), "{form:?}");
+        }
+    }
+
+    #[test]
+    fn a_line_may_be_six_times_its_message() {
+        let line = format!("\"{}\"", "\\u0001".repeat(20));
+        in_all_pieces(Form::Lines, line.as_bytes(), &[Ok(&[1; 20])]);
+    }
+
+    #[test]
+    fn white_space_before_a_line_counts_for_nothing() {
+        let body = format!("{0}1\n{0}\n{0}\"x\" \n1{0}\n", " ".repeat(200));
+        in_all_pieces(Form::Lines, body.as_bytes(), &[Ok(b"1"), Ok(b"x"), Err(41301)]);
     }
 
     #[test]

@@ -39,7 +39,7 @@ struct Slot<T> {
     payload: Bytes,
     /// Until the report librdkafka may read the payload.
     is_lent: bool,
-    /// Payload and key, for the sums.
+    /// Payload, key and headers, for the sums.
     bytes: u32,
     generation: u32,
     kept: T,
@@ -65,9 +65,9 @@ impl<T> Outbox<T> {
     pub fn send(&mut self, topic: &TopicHandle, record: Record, kept: T) -> Result<Ticket, ErrorCode> {
         assert!(Arc::ptr_eq(&topic.client, &self.client), "a topic handle belongs to one client");
         self.generation = self.generation.wrapping_add(1).max(1);
+        let length = record.bytes();
         let Record { key, value, is_tombstone, headers, partition } = record;
         let value = if is_tombstone { Bytes::new() } else { value };
-        let length = value.len() + key.as_ref().map_or(0, Bytes::len);
         let slot = Slot {
             payload: value,
             is_lent: true,

@@ -191,6 +191,8 @@ struct Deflated {
     /// Encoded since this last let the core do something else.
     encoded: usize,
     is_over: bool,
+    /// How the source failed, once what it gave before is given.
+    failed: Option<Aborted>,
     _taken: Taken,
 }
 
@@ -203,8 +205,8 @@ impl fmt::Debug for Deflated {
 impl Deflated {
     fn new(encoder: Encoder, source: Option<Box<dyn BodySource>>, taken: Taken) -> Self {
         let (plain, used, encoded) = Default::default();
-        let (is_held, is_over) = Default::default();
-        Self { encoder, source, plain, used, is_held, encoded, is_over, _taken: taken }
+        let (is_held, is_over, failed) = Default::default();
+        Self { encoder, source, plain, used, is_held, encoded, is_over, failed, _taken: taken }
     }
 
     /// One step of what is there.
@@ -225,52 +227,67 @@ impl Deflated {
     }
 }
 
+impl Deflated {
+    /// More of what is to be encoded.
+    fn poll_source(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<(), Aborted>>> {
+        if let Some(aborted) = self.failed.take() {
+            return Poll::Ready(Some(Err(aborted)));
+        }
+        match &mut self.source {
+            Some(source) if !self.is_over => {
+                let polled = source.poll_piece(cx, &mut self.plain);
+                if !matches!(polled, Poll::Ready(Some(Ok(())))) {
+                    // It may have begun a piece.
+                    self.plain.clear();
+                }
+                polled
+            }
+            _ => Poll::Ready(None),
+        }
+    }
+}
+
 impl BodySource for Deflated {
     fn poll_piece(&mut self, cx: &mut Context<'_>, out: &mut Vec<u8>) -> Poll<Option<Result<(), Aborted>>> {
         let before = out.len();
-        let some = |out: &Vec<u8>| if out.len() > before { Some(Poll::Ready(Some(Ok(())))) } else { None };
         loop {
-            if self.is_over {
-                return Poll::Ready(None);
-            }
-            if self.encoded >= limits::CODING_STEP_BYTES {
-                self.encoded = 0;
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
-            }
+            let has_given = out.len() > before;
             if self.used < self.plain.len() {
+                if has_given {
+                    return Poll::Ready(Some(Ok(())));
+                }
+                if self.encoded >= limits::CODING_STEP_BYTES {
+                    self.encoded = 0;
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
                 if let Err(aborted) = self.encode_step(out) {
                     return Poll::Ready(Some(Err(aborted)));
                 }
-                if let Some(some) = some(out) {
-                    return some;
-                }
                 continue;
             }
-            let polled = match &mut self.source {
-                Some(source) => source.poll_piece(cx, &mut self.plain),
-                None => Poll::Ready(None),
-            };
-            let flush = match polled {
+            // Asked before what was encoded is given: once that is handed over nothing of it may be left in here, or the source waits
+            // for ever for being told.
+            let flush = match self.poll_source(cx) {
                 Poll::Ready(Some(Ok(()))) => continue,
-                Poll::Ready(Some(Err(aborted))) => return Poll::Ready(Some(Err(aborted))),
-                Poll::Pending => {
-                    self.plain.clear();
-                    self.encoded = 0;
-                    if !self.is_held {
-                        return Poll::Pending;
-                    }
-                    Flush::Sync
+                Poll::Ready(Some(Err(aborted))) if has_given => {
+                    self.failed = Some(aborted);
+                    return Poll::Ready(Some(Ok(())));
                 }
+                Poll::Ready(Some(Err(aborted))) => return Poll::Ready(Some(Err(aborted))),
+                Poll::Pending if self.is_held => Flush::Sync,
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(None) if self.is_over => return Poll::Ready(None),
                 Poll::Ready(None) => Flush::End,
             };
+            self.encoded = 0;
             if let Err(aborted) = self.encoder.encode(&[], flush, out) {
                 return Poll::Ready(Some(Err(aborted)));
             }
             self.is_held = false;
             self.is_over = flush == Flush::End;
-            if let Some(some) = some(out) {
-                return some;
+            if out.len() > before {
+                return Poll::Ready(Some(Ok(())));
             }
         }
     }
@@ -359,6 +376,78 @@ mod tests {
             let seen = answer(coding, Body::Source(Box::new(Source(pieces.to_vec()))));
             let texts: Vec<_> = seen.iter().map(|seen| String::from_utf8_lossy(seen)).collect();
             assert_eq!(texts, ["one", "onetwothree", "onetwothree", "onetwothree"], "{coding:?}");
+        }
+    }
+
+    /// Gives one piece, and the next one only once it was told that the one before was handed over; it keeps no waker.
+    struct Told {
+        piece: Vec<u8>,
+        left: usize,
+        is_given: bool,
+    }
+
+    struct Nobody;
+
+    impl Sent for Nobody {
+        fn sent(self: Box<Self>) {}
+    }
+
+    impl BodySource for Told {
+        fn poll_piece(&mut self, _: &mut Context<'_>, out: &mut Vec<u8>) -> Poll<Option<Result<(), Aborted>>> {
+            if self.is_given {
+                return Poll::Pending;
+            }
+            if self.left == 0 {
+                return Poll::Ready(None);
+            }
+            (self.left, self.is_given) = (self.left - 1, true);
+            out.extend_from_slice(&self.piece);
+            Poll::Ready(Some(Ok(())))
+        }
+
+        fn handed_over(&mut self) -> Option<Box<dyn Sent>> {
+            self.is_given = false;
+            Some(Box::new(Nobody))
+        }
+    }
+
+    /// Pieces that are whole blocks of the encoder leave nothing in it that a flush would give.
+    #[test]
+    fn a_source_is_told_whatever_the_length_of_its_pieces() {
+        let mut state = 1_u64;
+        let mut noise = |length: usize| {
+            let mut byte = || {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                state.to_be_bytes()[0]
+            };
+            (0..length).map(|_| byte()).collect::<Vec<u8>>()
+        };
+        for coding in [Coding::Gzip, Coding::Zstd] {
+            for length in [1, 65_535, 65_536, 65_537, 131_072, 131_073, 196_608] {
+                let piece = noise(length);
+                let (encoders, expected) = (Encoders::default(), piece.repeat(3));
+                let source = Told { piece, left: 3, is_given: false };
+                let taken = encoders.take().expect("the first");
+                let encoder = Encoder::new(coding).expect("there is memory");
+                let mut source = Deflated::new(encoder, Some(Box::new(source)), taken);
+                // As a connection does.
+                let (mut written, mut out, mut idle) = (Vec::new(), Vec::new(), 0);
+                loop {
+                    let polled = source.poll_piece(&mut Context::from_waker(Waker::noop()), &mut out);
+                    if matches!(polled, Poll::Ready(None)) {
+                        break;
+                    }
+                    if out.len() >= limits::WRITE_CHUNK_BYTES || (polled.is_pending() && !out.is_empty()) {
+                        written.append(&mut out);
+                        source.handed_over();
+                        idle = 0;
+                    }
+                    idle += 1;
+                    assert!(idle < 100, "{coding:?} {length}: it waits for ever");
+                }
+                written.append(&mut out);
+                assert!(decoded(coding, &written) == expected, "{coding:?} {length}");
+            }
         }
     }
 

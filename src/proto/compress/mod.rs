@@ -16,6 +16,11 @@ pub enum Coding {
     Zstd,
 }
 
+/// How many compressed bytes are taken of a body that becomes no more than so many: what cannot be compressed becomes a little longer.
+pub fn sent_bytes_max(bytes_max: usize) -> usize {
+    bytes_max + bytes_max / 64 + 1024
+}
+
 /// A coding we do not speak, or several one over the other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct UnknownCoding;

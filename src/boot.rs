@@ -105,6 +105,10 @@ pub fn run(sources: Sources, start: Start) -> Result<(), StartError> {
     kafka_files_are_there(&config)?;
     let mut predecessor = predecessor(&config, start)?;
     let (data_sockets, man_sockets, addrs) = bind(&config, predecessor.as_mut())?;
+    if let Some(predecessor) = &mut predecessor {
+        // Nobody here accepts from the others, so they must end with the predecessor.
+        predecessor.sockets.clear();
+    }
     let door = door(&config, start)?;
     config.gateway.advertise_bound(addrs.of("sub"));
     config.gateway.bound.clone_from(&addrs.0);

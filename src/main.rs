@@ -154,10 +154,11 @@ fn main() -> ExitCode {
     }
 }
 
-/// Brokers play no part: without a store of its own the command takes any.
+/// What only a gateway needs plays no part: without a store of its own the command takes any.
 fn balance(sources: &config::Sources, balancer: Balancer) -> Result<(), StartError> {
     let mut sources = sources.clone();
-    sources.flags.insert(0, ("store.kind".to_owned(), "null".to_owned()));
+    let unneeded = [("store.kind", "null"), ("gateway.advertise", "balancer:1")];
+    sources.flags.splice(0..0, unneeded.map(|(key, value)| (key.to_owned(), value.to_owned())));
     let as_config =
         |errors: Vec<config::ConfigError>| StartError::Config(errors.iter().map(ToString::to_string).collect());
     let config = config::load(&sources).map_err(as_config)?;

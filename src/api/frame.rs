@@ -5,6 +5,7 @@
 //! wherever it is dropped, even inside a channel whose other end has gone, the messages go back to their group.
 
 use std::{
+    io,
     net::{IpAddr, SocketAddr},
     os::fd::OwnedFd,
     sync::Arc,
@@ -229,7 +230,7 @@ pub enum Frame {
     },
     /// For a successor.
     Listening {
-        answer: oneshot::Sender<Vec<Listening>>,
+        answer: oneshot::Sender<io::Result<Vec<Listening>>>,
     },
     /// A successor accepts from the same sockets.
     StopAccepting,

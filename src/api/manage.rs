@@ -195,6 +195,12 @@ fn presence_samples() -> Vec<Sample> {
             "counter",
             number(&SESSION.replaced),
         ),
+        sample(
+            "kateway_zookeeper_taken_total",
+            "Times another gateway was found to use this one's id.",
+            "counter",
+            number(&SESSION.taken),
+        ),
     ]
 }
 

@@ -143,6 +143,29 @@ impl Publish {
         (result, timing)
     }
 
+    /// The same for one that waited since `began`: what that has taken is taken off its deadline.
+    pub(super) async fn run_since(
+        mut self,
+        began: Instant,
+        ctx: &Rc<Context>,
+        body: Bytes,
+        stamp: &Stamp,
+    ) -> (Result<Reply, Problem>, Option<Timing>) {
+        if began.elapsed() < LOOK_UP_SLOW {
+            return self.run(ctx, body, stamp).await;
+        }
+        let deadline = began + ctx.config.borrow().publish.deadline;
+        let left = || deadline.saturating_duration_since(Instant::now());
+        let look_up = async { self.topic(ctx).await.map(|(topic, _)| topic) };
+        match in_time(look_up, left()).await {
+            Ok(topic) => self.topic = TopicRef::Known(topic),
+            Err(problem) => return (Err(problem), None),
+        }
+        // Nothing but the report is waited for any more.
+        let unknown = || (Err(reply::produce_failed(&ProduceError::Unknown { reason: "DEADLINE" })), None);
+        within(left(), self.run(ctx, body, stamp)).await.unwrap_or_else(unknown)
+    }
+
     async fn produce(
         &mut self,
         ctx: &Rc<Context>,

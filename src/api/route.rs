@@ -159,6 +159,11 @@ fn manage_route(ctx: &Rc<Context>, head: &Head<'_>, roles: Roles, segments: &[&[
             };
             (Route::Profile, planned())
         }
+        // `*`: what any route takes.
+        [] => {
+            let (route, unknown) = unknown_path();
+            (route, check_method(head, &[], "GET, HEAD, POST, PUT, DELETE").and(unknown))
+        }
         _ => unknown_path(),
     }
 }

@@ -185,6 +185,7 @@ fn zookeeper_json(config: &Config) -> Value {
         "sessions_total": number(&SESSION.sessions),
         "registrations_total": number(&SESSION.registrations),
         "replaced_total": number(&SESSION.replaced),
+        "taken_total": number(&SESSION.taken),
     })
 }
 

@@ -108,6 +108,7 @@ const RELATIONS: &[Relation] = &[
                 .or_else(|| alone.then(|| "kafka.tls_cert and kafka.tls_key together, or neither".to_owned()))
         },
     },
+    Relation { path: "gateway.advertise", with: &["zookeeper.servers", "pub.addr", "sub.addr"], broken: is_nowhere },
     Relation { path: "sub.addr", with: &["pub.addr"], broken: |w| overlaps(w, "sub.addr", "pub.addr") },
     Relation { path: "man.addr", with: &["pub.addr"], broken: |w| overlaps(w, "man.addr", "pub.addr") },
     Relation { path: "man.addr", with: &["sub.addr"], broken: |w| overlaps(w, "man.addr", "sub.addr") },
@@ -142,6 +143,17 @@ fn below(w: &Written, path: &str, limit: &str) -> Option<String> {
 
 fn at_least(w: &Written, path: &str, limit: &str) -> Option<String> {
     (w.int(path) < w.int(limit)).then(|| format!("at least {limit}, which is {}", w.int(limit)))
+}
+
+/// Presence in ZooKeeper says where the gateway is; every address of the host is nowhere.
+fn is_nowhere(w: &Written) -> Option<String> {
+    let of = |path: &str| w.text(path).parse::<SocketAddr>().ok();
+    let said = if w.text("gateway.advertise").is_empty() { "sub.addr" } else { "gateway.advertise" };
+    let is_named = said == "gateway.advertise" && of(said).is_none();
+    let addr = of(said).or_else(|| of("pub.addr")).filter(|_| !is_named);
+    let is_nowhere = !w.list("zookeeper.servers").is_empty() && addr.is_some_and(|addr| addr.ip().is_unspecified());
+    is_nowhere
+        .then(|| "`HOST:PORT` at which a balancer reaches it, because zookeeper.servers are to be told".to_owned())
 }
 
 /// Two different addresses that cannot both be listened on: the same port, and one of them means every address of the host.

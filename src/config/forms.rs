@@ -54,9 +54,14 @@ pub fn is_address_or_empty(text: &str) -> bool {
     text.is_empty() || text.parse::<std::net::SocketAddr>().is_ok()
 }
 
-/// As browsers write it: without a path, a user or capitals.
+/// As browsers write it: without a path, a user, capitals or the scheme's own port.
 pub fn is_origin(text: &str) -> bool {
-    let Some(host) = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://")) else { return text == "*" };
+    let schemes = [("https://", ":443"), ("http://", ":80")];
+    let found = schemes.iter().find_map(|(scheme, port)| text.strip_prefix(scheme).map(|host| (host, *port)));
+    let Some((host, port)) = found else { return text == "*" };
+    if host.ends_with(port) && is_host_port(host) {
+        return false;
+    }
     let is_whole = is_host_port(host) || is_host_port(&format!("{host}:1"));
     is_whole && !host.bytes().any(|byte| byte.is_ascii_uppercase())
 }

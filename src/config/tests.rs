@@ -168,6 +168,9 @@ fn relations_are_held() {
         (&[("pub", ""), ("sub", "")], "pub.addr"),
         (&[("pub", "0.0.0.0:9192")], "sub.addr"),
         (&[("man", "[::]:9191")], "man.addr"),
+        (&[("zookeeper.servers", "zk:2181"), ("sub", "0.0.0.0:1")], "gateway.advertise"),
+        (&[("zookeeper.servers", "zk:2181"), ("pub", "0.0.0.0:1"), ("sub", "")], "gateway.advertise"),
+        (&[("zookeeper.servers", "zk:2181"), ("gateway.advertise", "0.0.0.0:1")], "gateway.advertise"),
         (&[("shard.cpus", "0-4")], "shard.cpus"),
     ];
     for (list, path) in cases {

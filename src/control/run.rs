@@ -138,6 +138,14 @@ async fn serve(control: Control) -> io::Result<()> {
         .detach();
     let mut terminate = Socket::adopt(signals.terminate.into())?;
     let mut interrupt = Socket::adopt(signals.interrupt.into())?;
+    if predecessor.is_some() {
+        // One that is told to go before it serves leaves its predecessor alone.
+        let told = async {
+            wait_for_either(&mut terminate, &mut interrupt).await;
+            Err(io::Error::other(StartError::Host("told to end before it served: the running gateway goes on".into())))
+        };
+        futures_lite::future::or(told, wait_until_ready(&ctx)).await?;
+    }
     let door = accept(&ctx, &man, door, predecessor).await?;
     let presence = Presence::start(&ctx.config(), card)?;
     print(&ready)?;
@@ -174,7 +182,7 @@ async fn serve(control: Control) -> io::Result<()> {
     Ok(())
 }
 
-/// Serves from here on, alone. Gives where a successor knocks.
+/// Serves from here on, once ready, alone. Gives where a successor knocks.
 async fn accept(
     ctx: &Rc<Context>,
     man: &[Rc<Listener>],
@@ -182,7 +190,6 @@ async fn accept(
     predecessor: Option<Predecessor>,
 ) -> io::Result<Option<Door>> {
     if predecessor.is_some() {
-        wait_until_ready(ctx).await?;
         for shard in ctx.mesh.shard_ids() {
             ctx.mesh.settle(shard, Frame::Accept);
         }
@@ -290,34 +297,47 @@ fn total(ctx: &Context, pick: impl Fn(&Cells) -> u64) -> u64 {
 async fn drain(ctx: &Rc<Context>, cause: Cause, presence: Option<&Presence>) -> bool {
     let config = ctx.config().drain.clone();
     let deadline = Instant::now() + config.timeout;
-    // A balancer has nothing to notice where a successor accepts already.
-    let notice = if cause == Cause::Signal { config.notice } else { Duration::ZERO };
-    tracing::info!(notice_s = notice.as_secs(), timeout_s = config.timeout.as_secs(), "draining");
+    tracing::info!(notice_s = config.notice.as_secs(), timeout_s = config.timeout.as_secs(), "draining");
     // Deregister first: whoever renders a balancer's configuration takes a moment to see us go.
     if let Some(presence) = presence {
         presence.withdraw();
     }
     broadcast(ctx, DrainPhase::Notice);
-    glommio::timer::sleep(notice).await;
+    match cause {
+        Cause::Signal => glommio::timer::sleep(config.notice).await,
+        // No balancer has anything to notice, but clients that pause are to hear it with an answer.
+        Cause::Successor => quiet(ctx, Instant::now() + config.notice).await,
+    }
+    let finish_within = FINISH_WITHIN.min(config.timeout / 4);
     if presence.is_some() {
-        within(WITHDRAWN_WITHIN, withdrawn()).await;
+        let left = deadline.saturating_duration_since(Instant::now() + finish_within);
+        within(WITHDRAWN_WITHIN.min(left), withdrawn()).await;
     }
     broadcast(ctx, DrainPhase::Closing);
-    let open = |ctx: &Context| total(ctx, |c| c.connections.get());
-    let finish_within = FINISH_WITHIN.min(config.timeout / 4);
-    // A connection that moves from core to core is in neither's count for a moment, but in an inbox then, or in the next look.
-    let is_quiet = || open(ctx) == 0 && ctx.mesh.shard_ids().all(|shard| ctx.mesh.waiting(shard) == 0);
-    let mut quiet_looks = 0;
-    while quiet_looks < QUIET_LOOKS && Instant::now() + finish_within < deadline {
-        quiet_looks = if is_quiet() { quiet_looks + 1 } else { 0 };
-        if quiet_looks < QUIET_LOOKS {
-            glommio::timer::sleep(LOOK_EVERY).await;
-        }
+    if let Some(until) = deadline.checked_sub(finish_within) {
+        quiet(ctx, until).await;
     }
     if open(ctx) > 0 {
         tracing::warn!(connections = open(ctx), "the drain time is over; open connections are cut");
     }
     finish(ctx, deadline).await
+}
+
+fn open(ctx: &Context) -> u64 {
+    total(ctx, |c| c.connections.get())
+}
+
+/// Waits until no connection is left, no longer than until then.
+async fn quiet(ctx: &Context, until: Instant) {
+    // A connection that moves from core to core is in neither's count for a moment, but in an inbox then, or in the next look.
+    let is_quiet = || open(ctx) == 0 && ctx.mesh.shard_ids().all(|shard| ctx.mesh.waiting(shard) == 0);
+    let mut quiet_looks = 0;
+    while quiet_looks < QUIET_LOOKS && Instant::now() < until {
+        quiet_looks = if is_quiet() { quiet_looks + 1 } else { 0 };
+        if quiet_looks < QUIET_LOOKS {
+            glommio::timer::sleep(LOOK_EVERY).await;
+        }
+    }
 }
 
 /// The node is gone. A ZooKeeper that does not answer forgets it by itself.

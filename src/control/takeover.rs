@@ -97,6 +97,9 @@ fn unix_socket(flags: SocketFlags) -> io::Result<OwnedFd> {
 
 fn connect(path: &Path) -> io::Result<OwnedFd> {
     let socket = unix_socket(SocketFlags::empty())?;
+    // One takeover at a time: whoever knocks meanwhile waits in the queue, or for a place in it.
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(SAY_WITHIN))?;
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(SAY_WITHIN))?;
     let addr = SocketAddrUnix::new(path)?;
     retry_on_intr(|| net::connect(&socket, &addr))?;
     Ok(socket)
@@ -154,7 +157,11 @@ impl Door {
     /// Opens the door, unless another gateway stands behind it. The file appears whole, with its mode, in place of one that nobody
     /// listens at, or, for a successor, of its predecessor's.
     pub fn open(path: &Path, is_successor: bool) -> io::Result<Self> {
-        if !is_successor && connect(path).is_ok() {
+        let is_there = |knocked: io::Result<OwnedFd>| match knocked {
+            Ok(_) => true,
+            Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+        };
+        if !is_successor && is_there(connect(path)) {
             return Err(io::Error::new(io::ErrorKind::AddrInUse, "another gateway listens there (kateway takeover?)"));
         }
         // Accepted from on the control thread, which must not wait there.
@@ -177,7 +184,7 @@ impl Door {
         };
         loop {
             let handed = match listener.accept().await {
-                Ok(mut socket) => hand_over(ctx, man, &mut socket).await,
+                Ok(mut socket) => self.hand_over(ctx, man, &mut socket).await,
                 Err(error) => Err(error),
             };
             match handed {
@@ -190,49 +197,58 @@ impl Door {
     }
 }
 
-impl Drop for Door {
-    fn drop(&mut self) {
+impl Door {
+    /// Removes the file, if it is still this door's.
+    fn remove(&self) {
         let is_ours = fs::metadata(&self.path).is_ok_and(|file| (file.dev(), file.ino()) == self.file);
         if is_ours {
             // A file that stays does no harm: nobody listens at it.
             let _ = fs::remove_file(&self.path);
         }
     }
+
+    async fn hand_over(&self, ctx: &Rc<Context>, man: &[Rc<Listener>], socket: &mut Socket) -> io::Result<()> {
+        check_user(&socket.handle())?;
+        let Message::Hello { version, pid, build } = hear(socket, SAY_WITHIN).await? else {
+            return Err(io::Error::other("what connects is no successor"));
+        };
+        tracing::info!(pid, build, "a successor asks for the listeners");
+        let listening = match listening(ctx, man).await {
+            Ok(listening) if version == VERSION => listening,
+            Ok(_) => return refuse(socket, format!("it speaks version {version}, not {VERSION}")).await,
+            Err(error) => return refuse(socket, error.to_string()).await,
+        };
+        let count = listening.len();
+        let mut rest = listening.into_iter().peekable();
+        while rest.peek().is_some() {
+            let some: Vec<Listening> = rest.by_ref().take(limits::TAKEOVER_SOCKETS_PER_MESSAGE).collect();
+            let places = some.iter().map(|one| Place::new(one.addr, one.roles)).collect();
+            let fds: Vec<OwnedFd> = some.into_iter().map(|one| one.fd).collect();
+            say(socket, &Message::Sockets { places, is_last: rest.peek().is_none() }, &fds).await?;
+        }
+        let Message::Ready {} = hear(socket, READY_WITHIN).await? else {
+            return Err(io::Error::other("the successor is not ready"));
+        };
+        for listener in man {
+            listener.close();
+        }
+        for shard in ctx.mesh.shard_ids() {
+            ctx.mesh.settle(shard, Frame::StopAccepting);
+        }
+        tracing::info!(pid, sockets = count, "the successor serves");
+        // Before the successor puts its own there.
+        self.remove();
+        if let Err(error) = say(socket, &Message::Released {}, &[]).await {
+            tracing::warn!(%error, "the successor does not hear that it serves alone");
+        }
+        Ok(())
+    }
 }
 
-async fn hand_over(ctx: &Rc<Context>, man: &[Rc<Listener>], socket: &mut Socket) -> io::Result<()> {
-    check_user(&socket.handle())?;
-    let Message::Hello { version, pid, build } = hear(socket, SAY_WITHIN).await? else {
-        return Err(io::Error::other("what connects is no successor"));
-    };
-    tracing::info!(pid, build, "a successor asks for the listeners");
-    let listening = match listening(ctx, man).await {
-        Ok(listening) if version == VERSION => listening,
-        Ok(_) => return refuse(socket, format!("it speaks version {version}, not {VERSION}")).await,
-        Err(error) => return refuse(socket, error.to_string()).await,
-    };
-    let count = listening.len();
-    let mut rest = listening.into_iter().peekable();
-    while rest.peek().is_some() {
-        let some: Vec<Listening> = rest.by_ref().take(limits::TAKEOVER_SOCKETS_PER_MESSAGE).collect();
-        let places = some.iter().map(|one| Place::new(one.addr, one.roles)).collect();
-        let fds: Vec<OwnedFd> = some.into_iter().map(|one| one.fd).collect();
-        say(socket, &Message::Sockets { places, is_last: rest.peek().is_none() }, &fds).await?;
+impl Drop for Door {
+    fn drop(&mut self) {
+        self.remove();
     }
-    let Message::Ready {} = hear(socket, READY_WITHIN).await? else {
-        return Err(io::Error::other("the successor is not ready"));
-    };
-    for listener in man {
-        listener.close();
-    }
-    for shard in ctx.mesh.shard_ids() {
-        ctx.mesh.settle(shard, Frame::StopAccepting);
-    }
-    tracing::info!(pid, sockets = count, "the successor serves");
-    if let Err(error) = say(socket, &Message::Released {}, &[]).await {
-        tracing::warn!(%error, "the successor does not hear that it serves alone");
-    }
-    Ok(())
 }
 
 async fn refuse(socket: &mut Socket, reason: String) -> io::Result<()> {
@@ -243,10 +259,11 @@ async fn refuse(socket: &mut Socket, reason: String) -> io::Result<()> {
 
 /// Every listening socket of this gateway.
 async fn listening(ctx: &Context, man: &[Rc<Listener>]) -> io::Result<Vec<Listening>> {
-    let mut all: Vec<Listening> = man.iter().filter_map(|listener| listener.listening()).collect();
+    let mut all =
+        man.iter().filter_map(|listener| listener.listening().transpose()).collect::<io::Result<Vec<Listening>>>()?;
     for (shard, of_core) in status::ask(ctx, |answer| Frame::Listening { answer }).await {
         let of_core = of_core.ok_or_else(|| io::Error::other(format!("core {} does not answer", shard.0)))?;
-        all.extend(of_core);
+        all.extend(of_core?);
     }
     if all.is_empty() {
         return Err(io::Error::other("it accepts no more: it is draining"));
@@ -294,14 +311,17 @@ pub struct Predecessor {
 impl Predecessor {
     /// Asks the gateway behind `path` for its listeners. Blocks: no core runs yet.
     pub fn ask(path: &Path) -> io::Result<Self> {
-        let socket = connect(path)?;
+        let busy = |error: io::Error| match error.kind() {
+            io::ErrorKind::WouldBlock => io::Error::new(error.kind(), "another takeover is under way, or it hangs"),
+            _ => error,
+        };
+        let socket = connect(path).map_err(busy)?;
         check_user(&socket)?;
-        sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(SAY_WITHIN))?;
         let (pid, build) = (std::process::id(), env!("CARGO_PKG_VERSION").to_owned());
         send(&socket, &encode(&Message::Hello { version: VERSION, pid, build })?, &[], SendFlags::empty())?;
         let mut sockets = Vec::new();
         loop {
-            let (message, fds) = receive(&socket)?;
+            let (message, fds) = receive(&socket).map_err(busy)?;
             match message {
                 Message::Sockets { places, is_last } if places.len() == fds.len() => {
                     let handed = places.into_iter().zip(fds);

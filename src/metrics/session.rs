@@ -39,6 +39,8 @@ pub struct SessionCells {
     pub sessions: AtomicU64,
     /// Threads given up because a call of theirs did not return.
     pub replaced: AtomicU64,
+    /// Times another gateway was found under this one's id.
+    pub taken: AtomicU64,
 }
 
 /// This process's.
@@ -48,6 +50,7 @@ pub static SESSION: SessionCells = SessionCells {
     registrations: AtomicU64::new(0),
     sessions: AtomicU64::new(0),
     replaced: AtomicU64::new(0),
+    taken: AtomicU64::new(0),
 };
 
 impl SessionCells {

@@ -142,9 +142,12 @@ pub fn parse_h1<T>(
     if target.len() > target_bytes_max {
         return Err(Malformed::TargetTooLong);
     }
-    let (path, query) = split_target(target)?;
+    let method = Method::parse(request.method.unwrap_or_default().as_bytes());
+    // The options of the server as a whole (RFC 9112 section 3.2.4).
+    let is_asterisk = method == Method::Options && target == b"*";
+    let (path, query) = if is_asterisk { (target, None) } else { split_target(target)? };
     let mut head = Head {
-        method: Method::parse(request.method.unwrap_or_default().as_bytes()),
+        method,
         version: if request.version == Some(0) { Version::Http10 } else { Version::Http11 },
         path,
         query,

@@ -48,11 +48,10 @@ impl Listener {
     }
 
     /// Its socket, for a successor; `None` once closed.
-    pub fn listening(&self) -> Option<Listening> {
-        let socket = self.socket.borrow().clone()?;
-        let fd =
-            socket.duplicate().inspect_err(|error| tracing::warn!(%error, "a socket cannot be duplicated")).ok()?;
-        Some(Listening { addr: self.addr, roles: self.roles, fd })
+    pub fn listening(&self) -> io::Result<Option<Listening>> {
+        let Some(socket) = self.socket.borrow().clone() else { return Ok(None) };
+        let fd = socket.duplicate()?;
+        Ok(Some(Listening { addr: self.addr, roles: self.roles, fd }))
     }
 
     /// Accepts until [`Listener::close`].

@@ -135,7 +135,8 @@ impl Shard {
             }
             Frame::Listening { answer } => {
                 // As above.
-                let _ = answer.send(self.listeners.iter().filter_map(|listener| listener.listening()).collect());
+                let _ = answer
+                    .send(self.listeners.iter().filter_map(|listener| listener.listening().transpose()).collect());
             }
             Frame::StopAccepting => self.listeners.iter().for_each(|listener| listener.close()),
             Frame::Accept => self.accept(),

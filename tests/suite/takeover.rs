@@ -107,7 +107,8 @@ fn nothing_is_lost() {
     assert_eq!(migrates.trim(), "0", "the kernel does not do it for us");
     let path = socket();
     let topic = Topic::fresh("replaced");
-    let builder = |shards| with_socket(Kateway::null().shards(shards), &path);
+    // Long enough that clients which pause hear with an answer that it goes.
+    let builder = |shards| with_socket(Kateway::null().shards(shards), &path).set("drain.notice_s", 1);
     let mut gateway = builder(1).start();
     let mode = std::fs::metadata(&path).expect("the socket is there").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
@@ -115,7 +116,8 @@ fn nothing_is_lost() {
     let ledger = Arc::new(Ledger::new(u64::from(gateway.pid())));
     let keep_alive = Plan { connections: 6, ..Plan::new(gateway.publish, &topic.appid, &topic.name) };
     let one_request = Plan { one_request_connections: true, ..keep_alive.numbered_from(100) };
-    let loads = [Load::start(&keep_alive, &ledger), Load::start(&one_request, &ledger)];
+    let pausing = Plan { connections: 20, pause: Duration::from_millis(400), ..keep_alive.numbered_from(200) };
+    let loads = [&keep_alive, &one_request, &pausing].map(|plan| Load::start(plan, &ledger));
     let http2 = Http2::start(&gateway, &topic);
     let start = Instant::now();
     let (mut takeovers, mut took) = (0, Vec::new());
@@ -126,14 +128,16 @@ fn nothing_is_lost() {
         took.push(replace(&mut gateway, builder(2 - takeovers % 2)));
         takeovers += 1;
     }
-    let [keep_alive, one_request] = loads.map(Load::stop);
+    let [keep_alive, one_request, pausing] = loads.map(Load::stop);
     let http2 = http2.stop();
     let over_http2 = usize::try_from(http2["answered"].as_u64().expect("a number")).expect("fits");
-    let total = keep_alive.status(201) + one_request.status(201) + over_http2;
+    let total = keep_alive.status(201) + one_request.status(201) + pausing.status(201) + over_http2;
     let kinds = format!(
-        "{} kept, {} of one request each, {over_http2} over HTTP/2 ({} GOAWAY, {} refused unseen and sent again)",
+        "{} kept, {} of one request each, {} with a pause of 0.4 s, {over_http2} over HTTP/2 ({} GOAWAY, {} refused unseen \
+         and sent again)",
         keep_alive.status(201),
         one_request.status(201),
+        pausing.status(201),
         http2["goaways"],
         http2["refused"]
     );
@@ -142,6 +146,7 @@ fn nothing_is_lost() {
     figures::note("takeover: the old one ends after", format!("{:?} to {:?}", took[0], took[took.len() - 1]));
     assert_uncut("keep-alive", &keep_alive);
     assert_uncut("one request each", &one_request);
+    assert_uncut("with a pause", &pausing);
     assert_eq!(http2["failures"], serde_json::json!({}), "{http2}");
     assert!(http2["goaways"].as_u64() >= Some(6), "it was told to go: {http2}");
     assert!(total >= REQUESTS, "{total}");

@@ -117,10 +117,11 @@ impl Once {
         body: Bytes,
         stamp: &Stamp,
     ) -> (Result<Reply, Problem>, Option<Timing>) {
+        let began = Instant::now();
         let fingerprint = fingerprint(&self.publish, &body);
         let name = [self.publish.topic_name().as_bytes(), b"\0", &self.key].concat().into();
         match begin(ctx, name, fingerprint).await {
-            Ok(Begun::New(run)) => self.publish(ctx, run, body, stamp).await,
+            Ok(Begun::New(run)) => self.publish(ctx, run, body, stamp, began).await,
             Ok(seen) => (seen_before(ctx, seen, stamp), None),
             Err(problem) => (Err(problem), None),
         }
@@ -133,12 +134,14 @@ impl Once {
         mut run: Run,
         body: Bytes,
         stamp: &Stamp,
+        began: Instant,
     ) -> (Result<Reply, Problem>, Option<Timing>) {
         run.outcome = Some(Outcome::Unknown { detail: "the gateway failed".into() });
         let task = {
             let (ctx, stamp) = (Rc::clone(ctx), stamp.clone());
             async move {
-                let published = AssertUnwindSafe(self.publish.run(&ctx, body, &stamp)).catch_unwind().await;
+                let published =
+                    AssertUnwindSafe(self.publish.run_since(began, &ctx, body, &stamp)).catch_unwind().await;
                 let Ok((result, timing)) = published else {
                     ctx.metrics.cells.panics.add(1);
                     tracing::error!("a publish with an Idempotency-Key panicked");
@@ -257,7 +260,8 @@ async fn begin(ctx: &Rc<Context>, name: Name, fingerprint: Fingerprint) -> Resul
         }
         // Its end may be in this core's inbox already; a frame is read after it.
     }
-    home::ask_core(ctx, home, home::MESH_GRACE, |answer| Frame::Begin { name, fingerprint, answer }).await
+    let patience = ctx.config.borrow().publish.deadline;
+    home::ask_core(ctx, home, patience, |answer| Frame::Begin { name, fingerprint, answer }).await
 }
 
 /// On the home core: whether the publish may run.

@@ -83,7 +83,8 @@ pub const KEYS: &[Key] = &[
         path: "pub.idempotency_keys_max",
         kind: Kind::Int { min: 1, max: 10_000_000 },
         default: Preset::Int(limits::IDEMPOTENCY_KEYS_MAX as u64),
-        doc: "Keys one shard remembers, in 64 MiB at most; over either the oldest is forgotten before its time, and counted.",
+        doc: "Keys one shard remembers, in 64 MiB at most; over either the oldest is forgotten before its time, and counted: \
+              all applications share them.",
         hot: true,
     },
     Key {

@@ -7,12 +7,13 @@
 #![allow(clippy::disallowed_methods)] // Names are resolved on this thread, which serves nobody.
 
 use std::{
-    fmt,
+    fmt, io,
     net::{SocketAddr, TcpStream, ToSocketAddrs},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
+        mpsc,
     },
     thread,
     time::{Duration, Instant},
@@ -27,7 +28,7 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(1);
 /// What the first session may take to be there.
 const SESSION_WITHIN: Duration = Duration::from_secs(4);
 
-/// Sessions whose end waits for a server; with so many none is begun.
+/// Threads that wait for a server's answer as long as it takes; with so many no session is begun.
 const LEAVING_MAX: usize = 4;
 static LEAVING: AtomicUsize = AtomicUsize::new(0);
 
@@ -38,6 +39,8 @@ pub enum ClientError {
     NoServer,
     /// A server does, and begins no session.
     NoSession,
+    /// It began one, and does not answer in time.
+    Silent,
     Refused(ZkError),
 }
 
@@ -46,6 +49,7 @@ impl fmt::Display for ClientError {
         match self {
             Self::NoServer => write!(f, "no ZooKeeper server takes a connection"),
             Self::NoSession => write!(f, "no ZooKeeper server begins a session"),
+            Self::Silent => write!(f, "ZooKeeper does not answer"),
             Self::Refused(error) => write!(f, "ZooKeeper: {error:?}"),
         }
     }
@@ -56,6 +60,20 @@ impl From<ZkError> for ClientError {
         Self::Refused(error)
     }
 }
+
+/// Whose a gateway's node is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Entered {
+    /// It stood there.
+    Before,
+    /// It had to be made.
+    Now,
+    /// Another gateway's, which it stays.
+    Taken,
+}
+
+/// The data of every child, by name.
+pub type Children = Vec<(String, Vec<u8>)>;
 
 /// What the crate tells from a thread of its own.
 #[derive(Debug, Default)]
@@ -79,7 +97,7 @@ impl fmt::Debug for Client {
 
 impl Client {
     /// Begins a session. The thread that calls this is woken by changes.
-    pub fn begin(config: &ZooKeeperConfig) -> Result<Self, ClientError> {
+    pub fn begin(config: &ZooKeeperConfig) -> Result<Arc<Self>, ClientError> {
         if LEAVING.load(Ordering::Acquire) >= LEAVING_MAX {
             return Err(ClientError::NoSession);
         }
@@ -110,7 +128,7 @@ impl Client {
                 changed();
             }
         });
-        let client = Self { zookeeper, told };
+        let client = Arc::new(Self { zookeeper, told });
         let deadline = Instant::now() + SESSION_WITHIN;
         // The listener may have come too late for the first state: an answer is proof as well, but could be waited for without end.
         while !client.told.is_connected.load(Ordering::Acquire) {
@@ -137,11 +155,12 @@ impl Client {
         self.told.is_connected.load(Ordering::Acquire)
     }
 
-    /// Has the node there, ephemeral and with these data. Gives whether it had to be made.
-    pub fn enter(&self, path: &str, data: &str) -> Result<bool, ClientError> {
+    /// Has the node there, ephemeral and with these data. `replaces`: whether the node that is there may be, which is of an earlier
+    /// session or life under the same id, or of another gateway.
+    pub fn enter(&self, path: &str, data: &str, replaces: impl FnOnce(&[u8]) -> bool) -> Result<Entered, ClientError> {
         match self.zookeeper.get_data(path, true) {
-            Ok((found, _)) if found == data.as_bytes() => return Ok(false),
-            // Of an earlier life under the same id, whose session has not ended yet.
+            Ok((found, _)) if found == data.as_bytes() => return Ok(Entered::Before),
+            Ok((found, _)) if !replaces(&found) => return Ok(Entered::Taken),
             Ok(_) => self.remove(path)?,
             Err(ZkError::NoNode) => {}
             Err(error) => return Err(error.into()),
@@ -161,15 +180,15 @@ impl Client {
         made(path, data, CreateMode::Ephemeral)?;
         // One that was made by another in between is not ours.
         match self.zookeeper.get_data(path, true)? {
-            (found, _) if found == data.as_bytes() => Ok(true),
+            (found, _) if found == data.as_bytes() => Ok(Entered::Now),
             _ => Err(ClientError::Refused(ZkError::NodeExists)),
         }
     }
 
     /// Removes the node, unless it is another life's by now.
-    pub fn remove_own(&self, path: &str, data: &str) -> Result<(), ClientError> {
+    pub fn remove_own(&self, path: &str, is_own: impl FnOnce(&[u8]) -> bool) -> Result<(), ClientError> {
         match self.zookeeper.get_data(path, false) {
-            Ok((found, _)) if found == data.as_bytes() => self.remove(path),
+            Ok((found, _)) if is_own(&found) => self.remove(path),
             Ok(_) | Err(ZkError::NoNode) => Ok(()),
             Err(error) => Err(error.into()),
         }
@@ -182,8 +201,20 @@ impl Client {
         }
     }
 
-    /// The data of every child, by name. Changes of the list are told from now on, until the connection is lost.
-    pub fn children(&self, path: &str) -> Result<Vec<(String, Vec<u8>)>, ClientError> {
+    /// The children of a node, or an error if there is no answer for so long. Changes of the list are told from now on, until the
+    /// connection is lost.
+    pub fn children_within(self: &Arc<Self>, path: &str, limit: Duration) -> Result<Children, ClientError> {
+        let (answer, answered) = mpsc::sync_channel(1);
+        let (client, path) = (Arc::clone(self), path.to_owned());
+        let look = move || {
+            let children = client.children(&path);
+            let _ = answer.send(children);
+        };
+        wait_apart("zookeeper-look", look).map_err(|_| ClientError::Silent)?;
+        answered.recv_timeout(limit).unwrap_or(Err(ClientError::Silent))
+    }
+
+    fn children(&self, path: &str) -> Result<Children, ClientError> {
         let names = match self.zookeeper.get_children(path, true) {
             Err(ZkError::NoNode) => Vec::new(),
             names => names?,
@@ -202,23 +233,30 @@ impl Client {
     }
 
     /// Ends the session; its ephemeral nodes go at once.
-    pub fn end(self) {
+    pub fn end(self: Arc<Self>) {
         drop(self);
     }
 
     /// The same where no answer may ever come: on a thread that waits for it as long as that takes.
-    pub fn leave(self) {
-        LEAVING.fetch_add(1, Ordering::AcqRel);
-        let leave = move || {
-            // The crate may panic in its last words.
-            let _ = catch_unwind(AssertUnwindSafe(|| drop(self)));
-            LEAVING.fetch_sub(1, Ordering::AcqRel);
-        };
-        if let Err(error) = thread::Builder::new().name("zookeeper-end".to_owned()).spawn(leave) {
-            LEAVING.fetch_sub(1, Ordering::AcqRel);
+    pub fn leave(self: Arc<Self>) {
+        if let Err(error) = wait_apart("zookeeper-end", move || drop(self)) {
             tracing::warn!(%error, "a ZooKeeper session ends by its time-out");
         }
     }
+}
+
+/// Runs what may wait without end on a thread of its own, which is counted while it does. The crate may panic in it.
+fn wait_apart(name: &str, call: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    LEAVING.fetch_add(1, Ordering::AcqRel);
+    let call = move || {
+        let _ = catch_unwind(AssertUnwindSafe(call));
+        LEAVING.fetch_sub(1, Ordering::AcqRel);
+    };
+    let spawned = thread::Builder::new().name(name.to_owned()).spawn(call);
+    if spawned.is_err() {
+        LEAVING.fetch_sub(1, Ordering::AcqRel);
+    }
+    spawned.map(drop)
 }
 
 /// Those of the servers that take a connection now, each by one address.

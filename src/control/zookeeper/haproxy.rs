@@ -9,16 +9,19 @@
 use std::{
     collections::BTreeMap,
     fs, io,
+    net::SocketAddr,
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::Command,
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
 use serde::Deserialize;
 
-use super::{Client, ids_path};
-use crate::config::{Config, is_host_port, is_id};
+use super::{Client, ClientError, ids_path};
+use crate::config::{Config, ZooKeeperConfig, is_host_port, is_id};
 
 /// The configuration where no other template is given.
 const TEMPLATE: &str = include_str!("../../../config/haproxy.cfg.in");
@@ -30,6 +33,10 @@ const LOOK: Duration = Duration::from_secs(2);
 const CALM: Duration = Duration::from_millis(100);
 /// HAProxy's master overlooks a signal that comes while it reloads.
 const RELOAD_SPACING: Duration = Duration::from_secs(2);
+/// What a look at the registry may take; then ZooKeeper has lost the session, whatever it says.
+const LOOK_WITHIN: Duration = Duration::from_secs(15);
+/// What `--reload` may take.
+const RELOAD_WITHIN: Duration = Duration::from_secs(30);
 /// How long after our own session began nobody is taken for gone.
 const SETTLE: Duration = Duration::from_secs(15);
 
@@ -61,6 +68,11 @@ struct Gateway {
 
 type Gateways = BTreeMap<String, Gateway>;
 
+/// A backend of the configuration, and a gateway's address in it.
+type Backend = (&'static str, fn(&mut Gateway) -> &mut String);
+const BACKENDS: [Backend; 2] =
+    [("publishers", |gateway| &mut gateway.publish), ("subscribers", |gateway| &mut gateway.subscribe)];
+
 /// Runs the command to its end, which with `--watch` is a signal's.
 pub fn run(config: &Config, options: &Options) -> Result<(), String> {
     if config.zookeeper.servers.is_empty() {
@@ -70,7 +82,7 @@ pub fn run(config: &Config, options: &Options) -> Result<(), String> {
         None => TEMPLATE.to_owned(),
         Some(path) => fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?,
     };
-    let mut balancer = Balancer { options, template, known: Gateways::new(), reloaded: None };
+    let mut balancer = Balancer::new(options, template);
     if options.watches { balancer.watch(config) } else { balancer.once(config) }
 }
 
@@ -79,15 +91,26 @@ struct Balancer<'a> {
     template: String,
     known: Gateways,
     reloaded: Option<Instant>,
+    /// What HAProxy was last told to read is not the file, or nobody knows.
+    needs_reload: bool,
+    /// Backends that nobody is entered for, whose servers are kept.
+    kept: [bool; BACKENDS.len()],
+    /// The last failure, which is said once.
+    failure: String,
 }
 
-impl Balancer<'_> {
+impl<'a> Balancer<'a> {
+    fn new(options: &'a Options, template: String) -> Self {
+        let (known, kept, failure) = (Gateways::new(), [false; BACKENDS.len()], String::new());
+        Self { options, template, known, reloaded: None, needs_reload: true, kept, failure }
+    }
+
     fn once(&mut self, config: &Config) -> Result<(), String> {
         let client = Client::begin(&config.zookeeper).map_err(|error| error.to_string())?;
-        let children = client.children(&ids_path(&config.zookeeper)).map_err(|error| error.to_string())?;
+        let children = client.children_within(&ids_path(&config.zookeeper), LOOK_WITHIN);
         // An answer that never comes must not hold up the end.
         client.leave();
-        let gateways = gateways(children);
+        let gateways = gateways(children.map_err(|error| error.to_string())?);
         if gateways.is_empty() {
             return Err(format!("no gateway is entered in {}", ids_path(&config.zookeeper)));
         }
@@ -106,7 +129,7 @@ impl Balancer<'_> {
             match Client::begin(&config.zookeeper) {
                 Ok(client) => {
                     was_told = false;
-                    self.follow(&client, &ids_path(&config.zookeeper), &out);
+                    self.follow(&client, &config.zookeeper, &out);
                     eprintln!(
                         "kateway haproxy: the session with ZooKeeper has ended; {} stays as it is",
                         out.display()
@@ -123,15 +146,19 @@ impl Balancer<'_> {
         }
     }
 
-    /// Follows the registry until the session has ended.
-    fn follow(&mut self, client: &Client, path: &str, out: &Path) {
-        let began = Instant::now();
-        while !client.is_closed() {
+    /// Follows the registry until the session has ended, or gives no answers any more.
+    fn follow(&mut self, client: &Arc<Client>, config: &ZooKeeperConfig, out: &Path) {
+        let (path, began, mut heard) = (ids_path(config), Instant::now(), Instant::now());
+        while !client.is_closed() && heard.elapsed() < config.session_timeout * 2 + LOOK + RELOAD_SPACING {
             // What changes meanwhile is read afterwards, and is one reload.
             thread::sleep(self.reloaded.map_or(Duration::ZERO, |at| RELOAD_SPACING.saturating_sub(at.elapsed())));
             if client.take_change() {
-                match client.children(path) {
-                    Ok(children) => self.take(gateways(children), began.elapsed() < SETTLE, out),
+                match client.children_within(&path, LOOK_WITHIN) {
+                    Ok(children) => {
+                        self.take(gateways(children), began.elapsed() < SETTLE, out);
+                        heard = Instant::now();
+                    }
+                    Err(ClientError::Silent) => return,
                     Err(error) => eprintln!("kateway haproxy: {error}"),
                 }
             }
@@ -149,25 +176,47 @@ impl Balancer<'_> {
                 gateways.entry(id.clone()).or_insert_with(|| gateway.clone());
             }
         }
+        self.keep_last(&mut gateways);
         if gateways.is_empty() {
-            if !self.known.is_empty() {
-                eprintln!("kateway haproxy: no gateway is entered; {} stays as it is", out.display());
-                self.known.clear();
-            }
             return;
         }
         let text = self.render(&gateways);
         let is_new = fs::read_to_string(out).map_or(true, |before| before != text);
         self.known = gateways;
-        if !is_new {
+        self.needs_reload |= is_new;
+        if !self.needs_reload {
             return;
         }
-        let done = replace(out, &text).and_then(|()| self.reload());
+        let written = if is_new { replace(out, &text) } else { Ok(()) };
+        let done = written.and_then(|()| self.reload());
         self.reloaded = Some(Instant::now());
-        let ids: Vec<&str> = self.known.keys().map(String::as_str).collect();
-        match done {
-            Ok(()) => eprintln!("kateway haproxy: {} names {}", out.display(), ids.join(", ")),
-            Err(error) => eprintln!("kateway haproxy: {} names {}, and: {error}", out.display(), ids.join(", ")),
+        self.needs_reload = done.is_err();
+        let failure = done.err().map(|error| format!(", and: {error}")).unwrap_or_default();
+        if is_new || failure != self.failure {
+            let ids: Vec<&str> = self.known.keys().map(String::as_str).collect();
+            eprintln!("kateway haproxy: {} names {}{failure}", out.display(), ids.join(", "));
+        }
+        self.failure = failure;
+    }
+
+    /// A backend that nobody is entered for any more keeps the servers it had.
+    fn keep_last(&mut self, gateways: &mut Gateways) {
+        for ((name, address), was_kept) in BACKENDS.iter().zip(&mut self.kept) {
+            let is_entered = gateways.values_mut().any(|gateway| !address(gateway).is_empty());
+            let is_kept = !is_entered && self.known.values_mut().any(|gateway| !address(gateway).is_empty());
+            if is_kept && !*was_kept {
+                eprintln!("kateway haproxy: no gateway is entered for {name}; it keeps its servers");
+            }
+            *was_kept = is_kept;
+            for (id, former) in self.known.iter_mut().filter(|_| is_kept) {
+                if address(former).is_empty() {
+                    continue;
+                }
+                let gateway = gateways.entry(id.clone());
+                let (publish, subscribe) = (String::new(), String::new());
+                let gateway = gateway.or_insert_with(|| Gateway { id: id.clone(), publish, subscribe });
+                address(gateway).clone_from(address(former));
+            }
         }
     }
 
@@ -193,32 +242,60 @@ impl Balancer<'_> {
 
     fn reload(&self) -> io::Result<()> {
         if let Some(command) = &self.options.reload {
-            let status = Command::new("sh").args(["-c", command]).status()?;
-            if !status.success() {
-                return Err(io::Error::other(format!("{command}: {status}")));
-            }
+            run_within(command, RELOAD_WITHIN)?;
         }
         if let Some(path) = &self.options.pid_file {
             let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
             let text = fs::read_to_string(path).map_err(named)?;
             let pid = text.trim().parse().ok().and_then(rustix::process::Pid::from_raw);
             let pid = pid.ok_or_else(|| io::Error::other(format!("{} holds no process id", path.display())))?;
+            // A file that stayed may name any process by now, which the signal would end.
+            let comm = fs::read_to_string(format!("/proc/{}/comm", pid.as_raw_nonzero().get())).unwrap_or_default();
+            if !comm.starts_with("haproxy") {
+                let reason = format!("{}: process {} is no HAProxy", path.display(), text.trim());
+                return Err(io::Error::other(reason));
+            }
             rustix::process::kill_process(pid, rustix::process::Signal::USR2)?;
         }
         Ok(())
     }
 }
 
+/// Runs a shell command; one that takes longer is ended with what it has started.
+fn run_within(command: &str, limit: Duration) -> io::Result<()> {
+    let mut child = Command::new("sh").args(["-c", command]).process_group(0).spawn()?;
+    let start = Instant::now();
+    loop {
+        match child.try_wait()? {
+            Some(status) if status.success() => return Ok(()),
+            Some(status) => return Err(io::Error::other(format!("{command}: {status}"))),
+            None if start.elapsed() < limit => thread::sleep(CALM.min(limit)),
+            None => break,
+        }
+    }
+    let group = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw);
+    if let Some(group) = group {
+        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+    }
+    let _ = child.wait();
+    Err(io::Error::other(format!("{command}: not done within {limit:?}")))
+}
+
+/// Where a balancer can connect to; every address of a host is none.
+fn is_address(text: &str) -> bool {
+    is_host_port(text) && !text.parse::<SocketAddr>().is_ok_and(|addr| addr.ip().is_unspecified())
+}
+
 /// What is entered, by id. What is not of its form is passed over.
 fn gateways(children: Vec<(String, Vec<u8>)>) -> Gateways {
     let gateway = |(name, data): (String, Vec<u8>)| {
         let gateway: Gateway = serde_json::from_slice(&data).ok()?;
-        let is_address = |text: &str| text.is_empty() || is_host_port(text);
+        let is_fine = |text: &str| text.is_empty() || is_address(text);
         let is_good = gateway.id == name
             && !name.is_empty()
             && is_id(&name)
-            && is_address(&gateway.publish)
-            && is_address(&gateway.subscribe);
+            && is_fine(&gateway.publish)
+            && is_fine(&gateway.subscribe);
         if !is_good {
             eprintln!("kateway haproxy: {name:?} is not entered as a gateway is");
         }
@@ -244,7 +321,7 @@ mod tests {
     }
 
     fn balancer(options: &Options) -> Balancer<'_> {
-        Balancer { options, template: TEMPLATE.to_owned(), known: Gateways::new(), reloaded: None }
+        Balancer::new(options, TEMPLATE.to_owned())
     }
 
     fn options(out: Option<PathBuf>) -> Options {
@@ -266,7 +343,14 @@ mod tests {
 
     #[test]
     fn only_names_and_addresses_get_in() {
-        let evil = [("a", "h:1\n    server x y:1"), ("a b", "h:1"), ("a", "h:1 backup"), ("", "h:1")];
+        let evil = [
+            ("a", "0.0.0.0:1"),
+            ("a", "[::]:1"),
+            ("a", "h:1\n    server x y:1"),
+            ("a b", "h:1"),
+            ("a", "h:1 backup"),
+            ("", "h:1"),
+        ];
         for (id, publish) in evil {
             assert!(gateways(vec![card(id, publish)]).is_empty(), "{id:?} {publish:?}");
         }
@@ -288,6 +372,37 @@ mod tests {
         assert!(!read().contains("server b h:2"));
         balancer.take(Gateways::new(), false, &out);
         assert!(read().contains("server a h:1"));
+        // Publishing is nobody's now, and keeps who had it.
+        balancer.take(gateways(vec![card("c", "")]), false, &out);
+        assert!(read().contains("publishers\n    server a h:1 check\n"), "{}", read());
+        balancer.take(gateways(vec![card("c", "h:3")]), false, &out);
+        assert!(read().contains("publishers\n    server c h:3 check\n"), "{}", read());
         let _ = fs::remove_file(&out);
+    }
+
+    #[test]
+    fn a_reload_that_failed_is_tried_again() {
+        let [out, flag] = ["cfg", "flag"]
+            .map(|name| std::env::temp_dir().join(format!("kateway-reload-{}.{name}", std::process::id())));
+        let mut options = options(Some(out.clone()));
+        options.reload = Some(format!("test -e {}", flag.display()));
+        let mut balancer = balancer(&options);
+        let entered = || gateways(vec![card("a", "h:1")]);
+        balancer.take(entered(), false, &out);
+        assert!(balancer.needs_reload);
+        fs::write(&flag, "").expect("the folder of temporary files can be written");
+        balancer.take(entered(), false, &out);
+        assert!(!balancer.needs_reload);
+        for file in [&out, &flag] {
+            let _ = fs::remove_file(file);
+        }
+    }
+
+    #[test]
+    fn a_command_is_not_waited_for_without_end() {
+        assert!(run_within("exit 0", RELOAD_WITHIN).is_ok());
+        assert!(run_within("exit 3", RELOAD_WITHIN).is_err_and(|error| error.to_string().contains("exit status: 3")));
+        let late = run_within("sleep 60", Duration::from_millis(50));
+        assert!(late.is_err_and(|error| error.to_string().contains("not done within")));
     }
 }

@@ -27,7 +27,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use self::client::{Client, ClientError};
+use self::client::{Client, ClientError, Entered};
 use crate::{
     config::{Config, ZooKeeperConfig},
     metrics::session::{Presence as State, SESSION},
@@ -45,8 +45,10 @@ const STUCK_MAX: u64 = 4;
 /// What the node says: flat, all text.
 #[derive(Clone, Debug)]
 pub struct Card {
-    pub path: String,
-    pub json: String,
+    path: String,
+    fields: serde_json::Value,
+    /// Tells two lives with the same id apart.
+    life: String,
 }
 
 /// Control thread: the presence of this gateway.
@@ -68,6 +70,8 @@ struct Shared {
     calling_ms: AtomicU64,
     /// Owners given up and not yet ended.
     given_up: AtomicU64,
+    /// This life has entered itself before.
+    was_entered: AtomicBool,
 }
 
 /// Where the gateways of a zone stand.
@@ -87,20 +91,33 @@ impl Card {
             (Some(addr), _) => addr.to_string(),
             (None, _) => String::new(),
         };
-        let [publish, _, manage] = bound;
-        let json = serde_json::json!({
+        let [publish, subscribe, manage] = bound;
+        let fields = serde_json::json!({
             "id": id,
             "zone": zone,
             "ver": "1",
             "build": env!("CARGO_PKG_VERSION"),
             "host": crate::config::Host::this().name,
             "pub": shown(publish),
-            "sub": advertised.map_or_else(|| shown(bound[1]), str::to_owned),
+            "sub": advertised.filter(|_| subscribe.is_some()).map_or_else(|| shown(subscribe), str::to_owned),
             "man": shown(manage),
-            // Tells two lives with the same id apart.
-            "life": format!("{}-{:x}", std::process::id(), ahash::RandomState::new().hash_one(id)),
         });
-        Self { path: format!("{}/{id}", ids_path(&config.zookeeper)), json: json.to_string() }
+        let life = format!("{}-{:x}", std::process::id(), ahash::RandomState::new().hash_one(id));
+        Self { path: format!("{}/{id}", ids_path(&config.zookeeper)), fields, life }
+    }
+
+    /// The node's data. A session's node is told from an earlier one's, which is about to go.
+    fn text(&self, session: u64) -> String {
+        let mut fields = self.fields.clone();
+        fields["life"] = format!("{}-{session}", self.life).into();
+        fields.to_string()
+    }
+
+    /// Whether these data are of this life.
+    fn is_own(&self, data: &[u8]) -> bool {
+        let found: serde_json::Value = serde_json::from_slice(data).unwrap_or_default();
+        let session = found["life"].as_str().and_then(|life| life.strip_prefix(&self.life));
+        session.is_some_and(|session| session.starts_with('-'))
     }
 }
 
@@ -122,6 +139,7 @@ impl Presence {
             started: Instant::now(),
             calling_ms: AtomicU64::new(0),
             given_up: AtomicU64::new(0),
+            was_entered: AtomicBool::new(false),
         });
         let owner = Rc::new(RefCell::new(spawn(&shared, 0)?));
         Ok(Some(Self { shared, owner }))
@@ -145,7 +163,13 @@ impl Presence {
         self.shared.calling_ms.store(0, Ordering::Release);
         match spawn(&self.shared, generation) {
             Ok(owner) => drop(self.owner.replace(owner)),
-            Err(error) => tracing::error!(%error, "no thread for ZooKeeper"),
+            Err(error) => {
+                tracing::error!(%error, "no thread for ZooKeeper");
+                // As before, so that the next look tries again.
+                self.shared.given_up.fetch_sub(1, Ordering::AcqRel);
+                self.shared.generation.store(generation - 1, Ordering::Release);
+                self.shared.calling_ms.store(since, Ordering::Release);
+            }
         }
     }
 
@@ -199,7 +223,9 @@ impl Owner {
                 client.end();
                 Ok(())
             });
-            SESSION.set_connected(false);
+            if self.is_current() {
+                SESSION.set_connected(false);
+            }
         }
         if self.is_current() {
             SESSION.set_presence(State::Withdrawn);
@@ -229,7 +255,7 @@ impl Owner {
         None
     }
 
-    fn begin(&self) -> Option<Client> {
+    fn begin(&self) -> Option<Arc<Client>> {
         let client = self.call(|| Client::begin(&self.shared.config))?;
         SESSION.count(|cells| &cells.sessions);
         Some(client)
@@ -237,37 +263,78 @@ impl Owner {
 
     /// Keeps the node there until the session has ended, or presence is no longer wanted.
     fn hold(&self, client: &Client) {
-        let Card { path, json } = &self.shared.card;
-        let (mut is_entered, mut heard) = (false, Instant::now());
+        let (shared, card) = (&self.shared, &self.shared.card);
+        let path = &card.path;
+        let json = card.text(SESSION.sessions.load(Ordering::Relaxed));
+        let may_replace = |found: &[u8]| !shared.was_entered.load(Ordering::Relaxed) || card.is_own(found);
+        let (mut before, mut heard) = (None, Instant::now());
         // A client whose threads have ended never says so.
-        let patience = self.shared.config.session_timeout * 2;
+        let patience = shared.config.session_timeout * 2;
         while self.is_current() && !client.is_closed() && heard.elapsed() < patience {
-            if !self.shared.is_wanted.load(Ordering::Acquire) {
-                self.call(|| client.remove_own(path, json));
+            if !shared.is_wanted.load(Ordering::Acquire) {
+                self.call(|| client.remove_own(path, |found| card.is_own(found)));
                 return;
             }
             // Said before the look: a change that comes during it is looked at again.
             let is_connected = client.take_change();
-            let entered = is_connected.then(|| self.call(|| client.enter(path, json))).flatten();
+            let entered = is_connected.then(|| self.call(|| client.enter(path, &json, may_replace))).flatten();
             if !self.is_current() {
                 return;
             }
             SESSION.set_connected(is_connected);
-            if entered == Some(true) {
-                SESSION.count(|cells| &cells.registrations);
-                tracing::info!(path, "entered in ZooKeeper");
+            match entered {
+                Some(Entered::Now) => {
+                    shared.was_entered.store(true, Ordering::Relaxed);
+                    SESSION.count(|cells| &cells.registrations);
+                    tracing::info!(path, "entered in ZooKeeper");
+                }
+                Some(Entered::Taken) if before != entered => {
+                    SESSION.count(|cells| &cells.taken);
+                    tracing::warn!(path, "gateway.id is used by another gateway, which stands in ZooKeeper instead");
+                }
+                None if before.is_some() => tracing::warn!("ZooKeeper does not answer; requests are served as ever"),
+                _ => {}
             }
-            if is_entered && entered.is_none() {
-                tracing::warn!("ZooKeeper does not answer; requests are served as ever");
-            }
-            is_entered = entered.is_some();
-            if is_entered {
+            if entered.is_some() {
                 heard = Instant::now();
             }
+            before = entered;
+            let is_entered = entered.is_some_and(|entered| entered != Entered::Taken);
             SESSION.set_presence(if is_entered { State::Registered } else { State::Connecting });
             if !client.has_changed() {
                 thread::park_timeout(if is_entered { LOOK } else { AGAIN });
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn card(bound: [Option<&str>; 3]) -> Card {
+        let pairs = [("store.kind", "null"), ("gateway.id", "a"), ("gateway.advertise", "gw.example.org:9")];
+        let flags = pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec();
+        let sources = crate::config::Sources { flags, ..Default::default() };
+        let config = crate::config::load(&sources).expect("valid");
+        Card::new(&config, bound.map(|addr| addr.map(|addr| addr.parse().expect("an address"))))
+    }
+
+    #[test]
+    fn only_what_is_bound_is_entered() {
+        let both = card([Some("0.0.0.0:1"), Some("0.0.0.0:2"), None]).fields;
+        assert_eq!(
+            (&both["pub"], &both["sub"], &both["man"]),
+            (&"gw.example.org:1".into(), &"gw.example.org:9".into(), &"".into())
+        );
+        assert_eq!(card([Some("10.0.0.1:1"), None, None]).fields["sub"], "", "it reads for nobody");
+    }
+
+    #[test]
+    fn own_sessions_are_told_from_other_lives() {
+        let (one, other) = (card([None; 3]), card([None; 3]));
+        assert_ne!(one.text(1), one.text(2));
+        assert!(one.is_own(one.text(7).as_bytes()));
+        assert!(!one.is_own(other.text(7).as_bytes()) && !one.is_own(b"no json") && !one.is_own(b"{}"));
     }
 }

@@ -25,7 +25,7 @@ use crate::{
     },
     config::{Config, Host, ListenerConfig, Roles, Settings, Sources, StoreKind},
     control::{
-        doctor,
+        doctor, files,
         host::{self, Resource},
         kicker::{Kicked, Kicker},
         log::Log,
@@ -40,7 +40,7 @@ use crate::{
     metrics::ShardMetrics,
     offload::Offload,
     profile,
-    proto::tls::{Acceptor, Keeper},
+    proto::tls::Acceptor,
     server::socket,
     shard::{Shard, thread_name},
     store::{
@@ -101,8 +101,7 @@ pub fn run(sources: Sources, start: Start) -> Result<(), StartError> {
     }
     doctor::locked_memory_suffices().map_err(StartError::Host)?;
     let shards = config.shard.count;
-    let tls = certificates(&config)?;
-    kafka_files_are_there(&config)?;
+    let tls = files::load(&config.tls, &config.kafka.security).map_err(StartError::Config)?;
     let mut predecessor = predecessor(&config, start)?;
     let (data_sockets, man_sockets, addrs) = bind(&config, predecessor.as_mut())?;
     if let Some(predecessor) = &mut predecessor {
@@ -183,24 +182,6 @@ impl Addrs {
     fn of(&self, name: &str) -> Option<SocketAddr> {
         self.0.iter().find(|(known, _)| *known == name).map(|(_, addr)| *addr)
     }
-}
-
-/// The certificates of listeners that speak TLS.
-fn certificates(config: &Config) -> Result<Option<(Keeper, Acceptor)>, StartError> {
-    let loaded = (!config.tls.certificates.is_empty()).then(|| Keeper::load(config.tls.clone())).transpose();
-    loaded.map_err(|error| StartError::Config(vec![format!("tls.certificates: {error}")]))
-}
-
-/// The files librdkafka will read: it would say so later, and once for each client.
-fn kafka_files_are_there(config: &Config) -> Result<(), StartError> {
-    let security = &config.kafka.security;
-    let files = [("tls_ca", &security.tls_ca), ("tls_cert", &security.tls_cert), ("tls_key", &security.tls_key)];
-    let missing = files.into_iter().filter_map(|(key, file)| {
-        let file = file.as_ref()?;
-        std::fs::File::open(file).err().map(|error| format!("kafka.{key}: {file}: {error}"))
-    });
-    let missing: Vec<String> = missing.collect();
-    if missing.is_empty() { Ok(()) } else { Err(StartError::Config(missing)) }
 }
 
 /// Asks the running gateway for its sockets.

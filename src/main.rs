@@ -7,7 +7,7 @@ use kateway::{
     api::codes,
     boot::{self, Start},
     config,
-    control::{doctor, zookeeper::haproxy},
+    control::{doctor, files, zookeeper::haproxy},
     error::StartError,
 };
 
@@ -142,16 +142,28 @@ fn main() -> ExitCode {
         Command::Takeover(options) => ended(boot::run(options.sources(), Start::Takeover)),
         Command::Check { codes: true, .. } => print(&codes::markdown()),
         Command::Check { sample: true, .. } => print(&config::render::sample()),
-        Command::Check { options, .. } => match config::effective_toml(&options.sources()) {
+        Command::Check { options, .. } => match check(&options.sources()) {
             Ok(toml) => print(&toml),
-            Err(errors) => ended(Err(StartError::Config(errors.iter().map(ToString::to_string).collect()))),
+            Err(error) => ended(Err(error)),
         },
         Command::Doctor(options) => match config::load(&options.sources()) {
             Ok(config) => ExitCode::from(doctor::run(&config)),
-            Err(errors) => ended(Err(StartError::Config(errors.iter().map(ToString::to_string).collect()))),
+            Err(errors) => ended(Err(as_config(&errors))),
         },
         Command::Haproxy { options, balancer } => ended(balance(&options.sources(), balancer)),
     }
+}
+
+fn as_config(errors: &[config::ConfigError]) -> StartError {
+    StartError::Config(errors.iter().map(ToString::to_string).collect())
+}
+
+/// The configuration in effect, once it and the files it names are found good.
+fn check(sources: &config::Sources) -> Result<String, StartError> {
+    let settings = config::Settings::read(sources).map_err(|errors| as_config(&errors))?;
+    let (tls, kafka) = settings.security();
+    files::load(&tls, &kafka).map_err(StartError::Config)?;
+    Ok(settings.to_toml())
 }
 
 /// What only a gateway needs plays no part: without a store of its own the command takes any.
@@ -159,9 +171,7 @@ fn balance(sources: &config::Sources, balancer: Balancer) -> Result<(), StartErr
     let mut sources = sources.clone();
     let unneeded = [("store.kind", "null"), ("gateway.advertise", "balancer:1")];
     sources.flags.splice(0..0, unneeded.map(|(key, value)| (key.to_owned(), value.to_owned())));
-    let as_config =
-        |errors: Vec<config::ConfigError>| StartError::Config(errors.iter().map(ToString::to_string).collect());
-    let config = config::load(&sources).map_err(as_config)?;
+    let config = config::load(&sources).map_err(|errors| as_config(&errors))?;
     haproxy::run(&config, &balancer.options()).map_err(StartError::Host)
 }
 

@@ -27,7 +27,7 @@ use super::{
 use crate::{
     config::resolve::{Config, Roles},
     mesh::{Mesh, ShardId},
-    proto::tls::Acceptor,
+    proto::{tls::Acceptor, watch::Lived},
     store::{Acked, Delivery, FetchSpec, Grant, Offset, Outcome, Partition, Reset, TagFilter},
 };
 
@@ -221,6 +221,7 @@ pub enum Frame {
         unread: Bytes,
         /// As the core that accepted it found it.
         arrival: Arrival,
+        lived: Lived,
     },
     Status {
         answer: oneshot::Sender<ShardStatus>,

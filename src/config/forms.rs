@@ -18,6 +18,7 @@ const OPTIONS_OF_OURS: &[&str] = &[
     "enable.auto.offset.store",
     "enable.gapless.guarantee",
     "enable.idempotence",
+    "enable.ssl.certificate.verification",
     "enabled_events",
     "group.id",
     "group.instance.id",
@@ -36,11 +37,16 @@ const OPTIONS_OF_OURS: &[&str] = &[
     "session.timeout.ms",
     "ssl.ca.location",
     "ssl.certificate.location",
+    "ssl.certificate.pem",
     "ssl.endpoint.identification.algorithm",
     "ssl.key.location",
     "ssl.key.password",
+    "ssl.key.pem",
     "transactional.id",
 ];
+
+/// Beginnings of such options: among them are secrets, which would be shown, and other ways to say who we are.
+const OPTION_FAMILIES_OF_OURS: &[&str] = &["sasl.kerberos.", "sasl.oauthbearer.", "ssl.keystore."];
 
 pub fn is_id(text: &str) -> bool {
     text.len() <= limits::NAME_BYTES_MAX && text.bytes().all(is_id_byte)
@@ -98,7 +104,8 @@ pub fn is_topic_compression(text: &str) -> bool {
 pub fn is_free_option(text: &str) -> bool {
     text.split_once('=').is_some_and(|(name, _)| {
         let name = name.trim();
-        !name.is_empty() && !OPTIONS_OF_OURS.contains(&name)
+        let is_ours = OPTIONS_OF_OURS.contains(&name) || OPTION_FAMILIES_OF_OURS.iter().any(|of| name.starts_with(of));
+        !name.is_empty() && !is_ours
     })
 }
 
@@ -156,5 +163,17 @@ mod tests {
         assert!(!is_free_option("linger.ms=5"), "kafka.linger_us");
         assert!(!is_free_option("sasl.password=x"), "kafka.sasl_password, which is not shown");
         assert!(!is_free_option("debug"));
+        for secret in
+            ["ssl.key.pem", "ssl.keystore.password", "ssl.keystore.location", "sasl.oauthbearer.client.secret"]
+        {
+            assert!(!is_free_option(&format!("{secret}=x")), "{secret} would be shown");
+        }
+        assert!(!is_free_option("ssl.certificate.pem=x"), "kafka.tls_cert");
+        assert!(!is_free_option("sasl.kerberos.keytab=x"), "kafka.sasl_mechanism has no GSSAPI");
+        assert!(
+            !is_free_option("enable.ssl.certificate.verification=false"),
+            "security.protocol would mean less than it says"
+        );
+        assert!(is_free_option("ssl.cipher.suites=ECDHE-RSA-AES256-GCM-SHA384"));
     }
 }

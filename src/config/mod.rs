@@ -56,11 +56,6 @@ pub fn load(sources: &Sources) -> Result<Config, Vec<ConfigError>> {
     Settings::read(sources)?.resolve(&Host::this())
 }
 
-/// The configuration in effect, as TOML with the source of everything that is not a default.
-pub fn effective_toml(sources: &Sources) -> Result<String, Vec<ConfigError>> {
-    Settings::read(sources).map(|settings| settings.to_toml())
-}
-
 // === impl Settings ===
 
 impl Settings {
@@ -78,6 +73,12 @@ impl Settings {
         Config::resolve(&self.written, host)
     }
 
+    /// What of it names files.
+    pub fn security(&self) -> (TlsConfig, KafkaSecurityConfig) {
+        (TlsConfig::resolve(&self.written), KafkaSecurityConfig::resolve(&self.written))
+    }
+
+    /// As TOML, with the source of everything that is not a default.
     pub fn to_toml(&self) -> String {
         render::effective(&self.written)
     }

@@ -197,7 +197,7 @@ fn a_secret_is_obeyed_and_never_shown() {
     let config = resolve(&set(SECRET)).expect("16 characters are enough");
     assert_eq!(config.gateway.peer_secret.as_deref(), Some(SECRET));
     assert!(!format!("{config:?}").contains(SECRET));
-    let text = effective_toml(&set(SECRET)).expect("valid");
+    let text = Settings::read(&set(SECRET)).expect("valid").to_toml();
     assert!(text.contains("peer_secret = \"***\" # command line\n") && !text.contains(SECRET), "{text}");
     assert_eq!(memory(&[]).gateway.peer_secret, None);
     for wrong in ["0123456789abcde", "0123456789 abcdef", "0123456789abcde\u{e9}"] {
@@ -347,7 +347,7 @@ fn what_is_in_effect_reads_back_as_itself() {
         ..Sources::default()
     };
     let sources = Sources { env: Vec::new(), ..sources };
-    let text = effective_toml(&sources).expect("the configuration is valid");
+    let text = Settings::read(&sources).expect("the configuration is valid").to_toml();
     assert!(text.contains("level = \"debug\" # command line\n"), "{text}");
     let file = File::new("effective", &text);
     assert_eq!(resolve(&file.sources()), resolve(&sources));

@@ -10,7 +10,10 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use super::host::{self, Limit, Resource};
+use super::{
+    files,
+    host::{self, Limit, Resource},
+};
 use crate::config::{Config, ListenerConfig, StoreKind, cpus};
 
 /// Exit code when a check failed (`EX_UNAVAILABLE` of sysexits, as a refused start).
@@ -67,6 +70,7 @@ pub fn run(config: &Config) -> u8 {
     if config.store == StoreKind::Kafka {
         findings.extend(config.kafka.brokers.split(',').map(|broker| reachable(broker, connect_once(broker))));
     }
+    findings.extend(files_of(config));
     for finding in &findings {
         println!("{}", finding.line());
     }
@@ -238,6 +242,17 @@ fn listener_free(listener: &ListenerConfig, bound: io::Result<()>, local_ports: 
             warn(what, says, "choose a port outside, or reserve it: sysctl net.ipv4.ip_local_reserved_ports".to_owned())
         }
         _ => ok(what, "free"),
+    }
+}
+
+fn files_of(config: &Config) -> Vec<Finding> {
+    match files::load(&config.tls, &config.kafka.security) {
+        Ok(_) => vec![ok("files", "those the configuration names can be used")],
+        Err(wrong) => {
+            let told =
+                |error| fail("files", error, "put it there, readable for the gateway, or mend the key".to_owned());
+            wrong.into_iter().map(told).collect()
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod certificates;
 pub mod doctor;
+pub mod files;
 pub mod host;
 pub mod kicker;
 pub mod log;

@@ -10,8 +10,8 @@ use std::{
 };
 
 use futures_lite::{AsyncRead, AsyncWrite};
-use futures_rustls::server::TlsStream;
 
+use super::tls::TlsStream;
 use crate::readiness::Socket;
 
 /// See the module text.
@@ -19,7 +19,7 @@ use crate::readiness::Socket;
 pub enum Stream {
     Plain(Socket),
     /// On the heap: most connections are plain, and it is large.
-    Tls(Box<TlsStream<Socket>>),
+    Tls(Box<TlsStream>),
 }
 
 impl Stream {
@@ -27,7 +27,7 @@ impl Stream {
     pub fn socket(&self) -> &Socket {
         match self {
             Self::Plain(socket) => socket,
-            Self::Tls(tls) => tls.get_ref().0,
+            Self::Tls(tls) => tls.get_ref().0.socket(),
         }
     }
 

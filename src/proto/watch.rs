@@ -84,6 +84,13 @@ impl Every {
     }
 }
 
+/// What a connection has behind it that moves to another core.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Lived {
+    pub requests: u64,
+    pub age: Duration,
+}
+
 /// One connection's deadline.
 #[derive(Debug)]
 pub struct Watch {
@@ -92,7 +99,11 @@ pub struct Watch {
     phase: Cell<Phase>,
     deadline_ms: Cell<u64>,
     expired: Cell<bool>,
-    opened_ms: u64,
+    opened_ms: Cell<u64>,
+    /// Since when requests can come: what is before HTTP was over.
+    ready_ms: Cell<u64>,
+    /// Part of a TLS record has come.
+    has_begun: Cell<bool>,
     /// Requests answered, or being answered.
     requests: Cell<u64>,
     /// Between 0 and 255: connections that were opened together do not grow old together.
@@ -109,7 +120,9 @@ impl Watch {
         Self {
             requests: Cell::new(0),
             spread,
-            opened_ms: clock.now_ms(),
+            opened_ms: Cell::new(clock.now_ms()),
+            ready_ms: Cell::new(clock.now_ms()),
+            has_begun: Cell::new(false),
             seen: Cell::default(),
             closing: Cell::new(false),
             reader: RefCell::default(),
@@ -157,7 +170,37 @@ impl Watch {
 
     /// How long ago the connection was accepted.
     pub fn age_ms(&self) -> u64 {
-        self.clock.now_ms().saturating_sub(self.opened_ms)
+        self.clock.now_ms().saturating_sub(self.opened_ms.get())
+    }
+
+    /// What is before HTTP is over: requests can come from now on.
+    pub fn set_ready(&self) {
+        self.ready_ms.set(self.clock.now_ms());
+    }
+
+    /// For how long requests could come.
+    pub fn ready_for_ms(&self) -> u64 {
+        self.clock.now_ms().saturating_sub(self.ready_ms.get())
+    }
+
+    pub fn lived(&self) -> Lived {
+        Lived { requests: self.requests.get(), age: Duration::from_millis(self.age_ms()) }
+    }
+
+    /// The connection is not new: it goes on from where it was on another core.
+    pub fn go_on(&self, lived: Lived) {
+        let age_ms = u64::try_from(lived.age.as_millis()).unwrap_or(u64::MAX);
+        self.opened_ms.set(self.clock.now_ms().saturating_sub(age_ms));
+        self.requests.set(lived.requests);
+    }
+
+    /// Whether part of a TLS record has come, and with it part of a request, most likely.
+    pub fn has_begun(&self) -> bool {
+        self.has_begun.get()
+    }
+
+    pub fn set_begun(&self, has_begun: bool) {
+        self.has_begun.set(has_begun);
     }
 
     /// Counts a request; true when it is the last one that the connection is to carry. `None`: no bound.
@@ -225,5 +268,19 @@ mod tests {
         assert_eq!(fresh.time_left(age_max), age_max);
         assert_eq!(watch(255).time_left(age_max), Some(Duration::from_secs(30)));
         assert!(!fresh.count_request(None, age_max) && fresh.count_request(None, Some(Duration::ZERO)));
+    }
+
+    #[test]
+    #[allow(clippy::disallowed_methods)] // A test is no core.
+    fn a_moved_connection_is_no_new_one() {
+        let (old, moved) = (watch(0), watch(0));
+        assert!(!old.count_request(Some(3), None) && !old.count_request(Some(3), None));
+        std::thread::sleep(Duration::from_millis(20));
+        old.clock.advance();
+        moved.clock.advance();
+        moved.go_on(old.lived());
+        assert!(moved.count_request(Some(3), None), "the third");
+        assert!(moved.count_request(None, Some(Duration::from_millis(20))), "and it is as old as before");
+        assert!(moved.age_ms() >= 20 && moved.age_ms() == old.age_ms());
     }
 }

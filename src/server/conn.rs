@@ -27,6 +27,7 @@ use crate::{
         h1::{H1, Pending},
         h2::{self, RequestBody},
         head::Framing,
+        watch::Lived,
     },
     readiness::Socket,
 };
@@ -109,8 +110,9 @@ pub(super) async fn serve_entered(ctx: &Rc<Context>, connections: &Rc<Connection
         Ok(false) => {
             if let Some((home, h1)) = serve_h1(ctx, h1, arrival, steers).await {
                 let (stream, unread) = h1.into_parts();
+                let lived = listed.watch.lived();
                 drop::<Listed>(listed);
-                hand_over(ctx, connections, open, Moved { home, stream, unread, arrival });
+                hand_over(ctx, connections, open, Moved { home, stream, unread, arrival, lived });
             }
         }
         Err(_) => {}
@@ -123,6 +125,7 @@ struct Moved {
     stream: Stream,
     unread: Bytes,
     arrival: Arrival,
+    lived: Lived,
 }
 
 /// Whether a connection may move to `home`: it has room, and does not look stuck. Else its reads go over the mesh, which has an answer
@@ -138,20 +141,22 @@ fn takes_connections(ctx: &Context, home: ShardId) -> bool {
 /// Gives the connection to its core; one whose inbox is full leaves it here, in a task of its own: the task of every connection would
 /// else have room for two.
 fn hand_over(ctx: &Rc<Context>, connections: &Rc<Connections>, open: Open<'_>, moved: Moved) {
-    let Moved { home, stream, unread, arrival } = moved;
+    let Moved { home, stream, unread, arrival, lived } = moved;
     let Some(socket) = stream.into_plain() else { return };
     let socket = match socket.release() {
         Ok(socket) => socket,
         Err(error) => return tracing::warn!(%error, "a connection could not be moved, and is closed"),
     };
-    let sent = ctx.mesh.send(home, Frame::Connection { socket, unread, arrival });
+    let sent = ctx.mesh.send(home, Frame::Connection { socket, unread, arrival, lived });
     // From here on it is counted where it is.
     drop(open);
     match sent {
         Ok(()) => ctx.metrics.cells.connections_steered.add(1),
-        Err(Frame::Connection { socket, unread, arrival }) => {
+        Err(Frame::Connection { socket, unread, arrival, lived }) => {
             let connections = Rc::clone(connections);
-            spawn(ctx, move |ctx| async move { serve_moved(&ctx, &connections, socket, &unread, arrival).await });
+            spawn(ctx, move |ctx| async move {
+                serve_moved(&ctx, &connections, socket, &unread, (arrival, lived)).await;
+            });
         }
         Err(_) => {}
     }
@@ -176,7 +181,7 @@ pub async fn serve_moved(
     connections: &Rc<Connections>,
     socket: OwnedFd,
     unread: &[u8],
-    arrival: Arrival,
+    (arrival, lived): (Arrival, Lived),
 ) {
     let _open = Open::new(ctx);
     let socket = match Socket::adopt(socket) {
@@ -189,6 +194,7 @@ pub async fn serve_moved(
     }
     let config = Rc::new(ctx.config.borrow().http.clone());
     let listed = connections.list(&socket);
+    listed.watch.go_on(lived);
     let h1 = H1::resume(Stream::Plain(socket), unread, Rc::clone(&listed.watch), config);
     serve_h1(ctx, h1, arrival, false).await;
 }

@@ -23,7 +23,7 @@ use crate::{
     readiness::{self, Socket},
 };
 
-/// A connection accepted so lately may have its first request still on the wire.
+/// A connection whose requests could come only so lately may have its first one still on the wire.
 const FRESH_MS: u64 = 1_000;
 /// A client that has said nothing for so long is not in the middle of its work.
 const QUIET_MS: u64 = 300;
@@ -114,7 +114,7 @@ impl Connections {
     /// whose client is at work is not closed under a request that is on its way: its next answer says that it ends.
     pub fn close_idle(&self) {
         for (_, watch) in &*self.open.borrow() {
-            if watch.phase() == Phase::Idle && watch.age_ms() > FRESH_MS && watch.unchanged_ms() >= QUIET_MS {
+            if watch.phase() == Phase::Idle && watch.ready_for_ms() > FRESH_MS && watch.unchanged_ms() >= QUIET_MS {
                 watch.close_when_idle();
             }
         }

@@ -65,6 +65,8 @@ pub async fn serve(ctx: &Rc<Context>, connections: &Rc<Connections>, mut socket:
             (Stream::Tls(Box::new(tls)), is_h2)
         }
     };
+    // The time it took was the client's too: it has not been able to send a request.
+    listed.watch.set_ready();
     let arrival = Arrival { roles: door.roles, client };
     conn::serve_entered(ctx, connections, conn::Entered { open, listed, stream, arrival, is_h2 }).await;
 }
@@ -75,8 +77,8 @@ async fn handshake(
     acceptor: &Acceptor,
     socket: Socket,
     client: Option<IpAddr>,
-) -> Option<tls::TlsStream<Socket>> {
-    match acceptor.accept(socket).await {
+) -> Option<tls::TlsStream> {
+    match acceptor.accept(socket, Rc::clone(&listed.watch)).await {
         Ok(stream) => {
             ctx.metrics.cells.tls_handshakes.add(1);
             ctx.metrics.cells.tls_resumed.add(u64::from(tls::is_resumed(&stream)));

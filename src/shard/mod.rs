@@ -115,10 +115,10 @@ impl Shard {
                 let _ = answer.send(Ok(idempotency::begin_here(&self.ctx, &name, &fingerprint)));
             }
             Frame::Conclude { name, outcome } => idempotency::conclude(&self.ctx, &name, outcome),
-            Frame::Connection { socket, unread, arrival } => {
+            Frame::Connection { socket, unread, arrival, lived } => {
                 let connections = Rc::clone(&self.connections);
                 conn::spawn(&self.ctx, move |ctx| async move {
-                    conn::serve_moved(&ctx, &connections, socket, &unread, arrival).await;
+                    conn::serve_moved(&ctx, &connections, socket, &unread, (arrival, lived)).await;
                 });
             }
             Frame::Status { answer } => {

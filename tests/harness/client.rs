@@ -210,6 +210,16 @@ impl Connection {
         sent.map_err(|_| Failure::NoAnswer)
     }
 
+    /// What [`Self::send`] would put on the wire, to be sent in parts by [`Self::send_sealed`].
+    pub fn sealed(&mut self, bytes: &[u8]) -> Vec<u8> {
+        self.stream.sealed(bytes)
+    }
+
+    /// Sends bytes of [`Self::sealed`].
+    pub fn send_sealed(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        self.stream.tcp().write_all(bytes).map_err(|_| Failure::NoAnswer)
+    }
+
     /// Says that no more bytes will come, but still listens.
     pub fn finish(&self) {
         let _ = self.stream.tcp().shutdown(std::net::Shutdown::Write);

@@ -147,6 +147,17 @@ impl Wire {
         }
     }
 
+    /// The bytes that go out for these, once all before them have gone.
+    pub fn sealed(&mut self, bytes: &[u8]) -> Vec<u8> {
+        let Self::Tls(stream) = self else { return bytes.to_vec() };
+        let mut out = Vec::new();
+        stream.conn.writer().write_all(bytes).expect("the session takes it");
+        while stream.conn.wants_write() {
+            stream.conn.write_tls(&mut out).expect("a Vec takes it");
+        }
+        out
+    }
+
     pub fn session(&self) -> &ClientConnection {
         match self {
             Self::Plain(_) => panic!("the connection is not over TLS"),

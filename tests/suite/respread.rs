@@ -17,6 +17,7 @@ use crate::Case;
 
 pub const CASES: &[Case] = &[
     Case::new("respread::so_many_requests", so_many_requests),
+    Case::new("respread::moved_connections_are_no_new_ones", moved_connections_are_no_new_ones),
     Case::new("respread::so_many_requests_over_http2", so_many_requests_over_http2),
     Case::new("respread::so_old", so_old),
     Case::new("respread::so_old_over_http2", so_old_over_http2),
@@ -48,6 +49,21 @@ fn so_many_requests() {
     assert_eq!(gateway.scrape().sum("kateway_pub_messages_total", &[]), 3.0, "and not stored");
     let limits = &gateway.status()["limits"];
     assert_eq!(limits["requests_max_per_connection"], 3, "{limits}");
+}
+
+/// A connection that goes to the shard of its first read takes its count along.
+fn moved_connections_are_no_new_ones() {
+    let gateway = Kateway::memory().shards(2).set("http.max_requests", 3).start();
+    let topic = Topic::fresh("moved");
+    for shard in 0..2 {
+        gateway.publish(&topic.publish("partition=0", "x")).expect(201);
+        // It has asked once already.
+        let mut connection = gateway.connection_of_shard(shard, gateway.subscribe);
+        assert!(!alive(&mut connection));
+        let third = connection.call(&topic.read("g", "wait=5s")).unwrap_or_else(|e| panic!("{e}")).expect(200);
+        assert!(third.closes(), "shard {shard}");
+    }
+    assert_eq!(gateway.scrape().sum("kateway_connections_steered_total", &[]), 1.0, "one of the two moved");
 }
 
 /// What h2load says of `count` requests on one connection with `streams` of them at a time: how many were answered 2xx, and how many

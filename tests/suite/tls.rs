@@ -28,6 +28,7 @@ pub const CASES: &[Case] = &[
     Case::new("tls::version_may_be_1_3_only", version_may_be_1_3_only),
     Case::new("tls::cleartext_can_be_refused", cleartext_can_be_refused),
     Case::new("tls::what_cannot_serve_is_refused_at_start", what_cannot_serve_is_refused_at_start),
+    Case::new("tls::check_reads_the_files", check_reads_the_files),
 ];
 
 const SOON: Duration = Duration::from_secs(10);
@@ -358,5 +359,20 @@ fn what_cannot_serve_is_refused_at_start() {
         let (code, _, said) = kateway::run(&args);
         assert_eq!(code, 64, "{said}");
         assert!(said.contains(says), "{says:?} in {said}");
+    }
+}
+
+/// All that is wrong with files is told at once, and without a start.
+fn check_reads_the_files() {
+    let files = ["tls.certificates=/nowhere.pem", "kafka.security_protocol=ssl", "kafka.tls_ca=/neither.pem"];
+    for (command, fails) in [("check", 64), ("run", 64), ("doctor", 69)] {
+        let mut args = vec![command, "--brokers", "127.0.0.1:1"];
+        args.extend(["--pub", "127.0.0.1:0", "--sub", "127.0.0.1:0", "--man", "127.0.0.1:0"]);
+        args.extend(files.iter().flat_map(|setting| ["--set", setting]));
+        let (code, out, said) = kateway::run(&args);
+        assert_eq!(code, fails, "{command}: {said}");
+        for says in ["tls.certificates: /nowhere.pem: No such file", "kafka.tls_ca: /neither.pem: No such file"] {
+            assert!((out.clone() + &said).contains(says), "{command}: {says:?} in {out}{said}");
+        }
     }
 }

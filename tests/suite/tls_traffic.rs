@@ -26,6 +26,8 @@ pub const CASES: &[Case] = &[
     Case::new("tls_traffic::the_end_is_said", the_end_is_said),
     Case::new("tls_traffic::a_slow_reader_is_not_cut_while_it_reads", a_slow_reader_is_not_cut_while_it_reads),
     Case::new("tls_traffic::drain_cuts_nobody", drain_cuts_nobody).alone(),
+    Case::new("tls_traffic::drain_answers_what_has_begun", drain_answers_what_has_begun),
+    Case::new("tls_traffic::continue_is_said", continue_is_said),
     Case::new("tls_traffic::connections_over_the_bound_are_closed", connections_over_the_bound_are_closed),
 ];
 
@@ -221,6 +223,51 @@ fn drain_cuts_nobody() {
     });
     assert_eq!(secured.gateway.wait_end(Duration::from_secs(20)).code(), Some(0));
     figures::note("drain over TLS: answers, none cut", answered.into_inner());
+}
+
+/// A request of which a part of one record is there is a request; and whose handshake was slow has not been idle.
+fn drain_answers_what_has_begun() {
+    let mut secured = Secured::start(|builder| builder.set("drain.notice_s", 0));
+    let request = secured.topic.publish("", vec![b'x'; 3_000]);
+    let halves: Vec<_> = [3, 1_500]
+        .map(|sent| {
+            let mut half = secured.connect("pub_tls");
+            half.call(&request).expect("an answer").expect(201);
+            let bytes = half.sealed(&request.bytes());
+            half.send_sealed(&bytes[..sent]).expect("sent");
+            (half, bytes[sent..].to_vec())
+        })
+        .into();
+    let late = Connection::open(secured.gateway.address("pub_tls")).expect("a connection");
+    let idle = secured.connect("pub_tls");
+    secured.gateway.signal(libc::SIGTERM);
+    assert!(ends_well(idle), "who is idle is sent away");
+    // It is, until here, as old as the idle one.
+    let mut late = late.upgrade(&secured.client, "a.test").unwrap_or_else(|e| panic!("{e}"));
+    for (mut half, rest) in halves {
+        half.send_sealed(&rest).expect("sent");
+        half.read_response().unwrap_or_else(|e| panic!("{} bytes were to come: {e}", rest.len())).expect(201);
+    }
+    // Longer than a client may be quiet, shorter than one is new.
+    std::thread::sleep(Duration::from_millis(500));
+    late.call(&request).unwrap_or_else(|e| panic!("it was not asked for long: {e}")).expect(201);
+    drop(late);
+    assert_eq!(secured.gateway.wait_end(Duration::from_secs(20)).code(), Some(0));
+}
+
+/// A client that holds its body back until it is asked for it.
+fn continue_is_said() {
+    let secured = Secured::start(|builder| builder);
+    for request in [secured.topic.publish("", "x"), secured.topic.publish("", "x").chunked(1)] {
+        let mut connection = secured.connect("pub_tls");
+        let bytes = request.header("Expect", "100-continue").bytes();
+        let head = bytes.windows(4).position(|end| end == b"\r\n\r\n").expect("a head") + 4;
+        connection.send(&bytes[..head]).expect("sent");
+        let asked = b"HTTP/1.1 100 Continue\r\n\r\n";
+        assert_eq!(connection.read_raw(asked.len()).expect("it is asked for"), asked);
+        connection.send(&bytes[head..]).expect("sent");
+        connection.read_response().expect("an answer").expect(201);
+    }
 }
 
 fn connections_over_the_bound_are_closed() {

@@ -152,7 +152,8 @@ pub const KEYS: &[Key] = &[
         }),
         default: Preset::List(&[]),
         doc: "Further librdkafka options, each `name=value`, applied last to producers and consumers. Those the gateway's \
-              promises rest on (acks, idempotence, group, offsets, partitioner, linger, timeouts of delivery) are refused.",
+              promises rest on (acks, idempotence, group, offsets, partitioner, linger, timeouts of delivery) are refused, and so are those of \
+              security that are secrets, or that switch the check of certificates off: kafka.sasl_*, kafka.tls_*.",
         hot: false,
     },
     Key {

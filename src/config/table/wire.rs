@@ -194,7 +194,7 @@ pub const KEYS: &[Key] = &[
         path: "http.connections_max",
         kind: Kind::Int { min: 1, max: 1_000_000 },
         default: Preset::Int(20_000),
-        doc: "Connections of one shard; over it a new one is answered 503 and closed, and none moves there (sub.steer). `kateway doctor` compares it with the \
+        doc: "Connections of one shard; over it a new one is answered 503 and closed (over TLS: closed without a word, before the handshake), and none moves there (sub.steer). `kateway doctor` compares it with the \
               limit on open files.",
         hot: true,
     },
@@ -291,7 +291,7 @@ pub const KEYS: &[Key] = &[
             is_valid: |text| Cidr::parse(text).is_some(),
         }),
         default: Preset::List(&[]),
-        doc: "Load balancers that begin each connection with a PROXY header (version 1 or 2, before TLS too) that says who the client is: blocks of addresses (`10.0.0.0/8`) or single ones. A connection from there without a header is closed; from anywhere else none is read.",
+        doc: "Load balancers that begin each connection with a PROXY header (version 1 or 2, before TLS too) that says who the client is: blocks of addresses (`10.0.0.0/8`) or single ones. A connection from there without a header is closed; from anywhere else none is read. Other gateways must not be in the blocks: they send no header to each other, so the reads of groups that live there would fail.",
         hot: true,
     },
     Key {

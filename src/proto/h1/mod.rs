@@ -158,10 +158,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> H1<S> {
                 }
             }
             if self.fill().await? == 0 {
-                return if self.start == self.end || self.watch.phase() == Phase::Idle {
+                return if self.watch.phase() == Phase::Idle {
                     Ok(None)
                 } else if self.watch.is_expired() {
                     Err(Malformed::HeadTimeout)
+                } else if self.start == self.end {
+                    Ok(None)
                 } else {
                     Err(Malformed::Cut)
                 };
@@ -193,7 +195,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> H1<S> {
         }
         self.begin_body();
         if std::mem::take(&mut pending.expects_continue) && self.start == self.end {
-            self.stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.map_err(|_| Malformed::Cut)?;
+            self.say_continue().await?;
             self.begin_body();
         }
         let body = match length {
@@ -227,6 +229,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> H1<S> {
             self.pace.got(bytes, self.watch.now_ms());
             self.pace_body();
         }
+    }
+
+    /// Asks for the body that the client holds back (RFC 9110 section 10.1.1).
+    async fn say_continue(&mut self) -> Result<(), Malformed> {
+        self.stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.map_err(|_| Malformed::Cut)?;
+        // Over TLS what was written may still be here, and nothing else would send it.
+        self.stream.flush().await.map_err(|_| Malformed::Cut)
     }
 
     async fn sized(&mut self, length: usize) -> Result<Bytes, Malformed> {
@@ -401,8 +410,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> H1<S> {
         // An error while reading (reset, time-out) is the same as the end to everybody above.
         let got = if self.watch.phase() == Phase::Idle {
             let (stream, buffer, watch) = (&mut self.stream, &mut self.buffer[self.end..], &self.watch);
-            // A drain ends the wait only when the socket has nothing: what a client has sent is answered.
+            let head_timeout = self.config.head_timeout;
+            // A drain ends the wait only when neither the socket nor TLS has anything: what a client has sent is answered.
             poll_fn(|cx| match Pin::new(&mut *stream).poll_read(cx, buffer) {
+                Poll::Pending if watch.has_begun() => {
+                    if watch.phase() == Phase::Idle {
+                        watch.enter(Phase::Head, Some(head_timeout));
+                    }
+                    Poll::Pending
+                }
                 Poll::Pending if watch.ends_idle(cx) => Poll::Ready(Ok(0)),
                 read => read,
             })

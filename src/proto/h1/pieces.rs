@@ -9,7 +9,7 @@
 //! the reader's.
 
 use bytes::Bytes;
-use futures_lite::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use futures_lite::{AsyncRead, AsyncWrite};
 
 use super::{H1, Pending, chunk::Overhead, read};
 use crate::{
@@ -96,7 +96,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> BodyPieces<'_, S> {
 
     async fn start(&mut self) -> Result<State, Malformed> {
         if std::mem::take(&mut self.pending.expects_continue) && self.h1.start == self.h1.end {
-            self.h1.stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.map_err(|_| Malformed::Cut)?;
+            self.h1.say_continue().await?;
         }
         Ok(match self.pending.framing {
             Framing::Length(length) => State::Sized(length),

@@ -151,7 +151,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> hyper::rt::Write for HyperIo<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        std::task::ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        match &flushed {
+            Poll::Ready(Ok(())) => self.pulse.flushed(),
+            Poll::Ready(Err(_)) => {}
+            // Over TLS what was written may be here still.
+            Poll::Pending => self.pulse.blocked(),
+        }
+        std::task::ready!(flushed)?;
         self.flushes.flushed(|took| self.metrics.pub_stages.write.record(took));
         Poll::Ready(Ok(()))
     }
@@ -328,4 +335,80 @@ fn response(mut reply: Reply, handing: Rc<Handing>) -> http::Response<ResponseBo
         *response.status_mut() = http::StatusCode::INTERNAL_SERVER_ERROR;
         response
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use hyper::rt::Write as _;
+
+    use super::*;
+    use crate::proto::watch::Clock;
+
+    /// Takes what is written, and keeps it while it is stuck, as TLS does.
+    struct Keeping(Rc<Cell<bool>>);
+
+    impl AsyncRead for Keeping {
+        fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut [u8]) -> Poll<io::Result<usize>> {
+            Poll::Pending
+        }
+    }
+
+    impl AsyncWrite for Keeping {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            if self.0.get() { Poll::Pending } else { Poll::Ready(Ok(())) }
+        }
+
+        fn poll_close(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[test]
+    #[allow(clippy::disallowed_methods)] // A test is no core.
+    fn what_is_written_and_not_sent_has_the_time_to_write() {
+        let hour = Duration::from_hours(1);
+        let config = HttpConfig {
+            connections_max: 1,
+            head_bytes_max: limits::HEAD_BYTES_MAX,
+            target_bytes_max: limits::TARGET_BYTES_MAX,
+            head_timeout: hour,
+            body_bytes_per_s_min: 0,
+            body_grace: hour,
+            body_timeout: hour,
+            idle_timeout: hour,
+            write_timeout: Duration::from_millis(10),
+            max_requests: None,
+            max_age: None,
+            origins: Vec::new(),
+            ws_ping: hour,
+            ws_echo: false,
+        };
+        let clock = Clock::default();
+        let socket = std::fs::File::open("/dev/null").expect("it is there").into();
+        let watch = Rc::new(Watch::new(Rc::new(socket), clock.clone(), 0));
+        let stuck = Rc::<Cell<bool>>::default();
+        let (flushes, metrics): (_, Arc<ShardMetrics>) = Default::default();
+        let pulse = Pulse::new(Rc::clone(&watch), &config, Arc::clone(&metrics));
+        let (stream, unread, scratch) = (Keeping(Rc::clone(&stuck)), Bytes::new(), Box::default());
+        let mut io = HyperIo { stream, pulse, unread, scratch, flushes, frames: Frames::new(), metrics };
+        let cx = &mut Context::from_waker(std::task::Waker::noop());
+        let mut is_cut_after = |is_stuck: bool| {
+            stuck.set(is_stuck);
+            assert!(Pin::new(&mut io).poll_write(cx, b"answer").is_ready());
+            for _ in 0..3 {
+                assert_eq!(Pin::new(&mut io).poll_flush(cx).is_pending(), is_stuck);
+                std::thread::sleep(config.write_timeout);
+                clock.advance();
+            }
+            watch.expire_if_overdue()
+        };
+        assert!(!is_cut_after(false));
+        assert!(is_cut_after(true));
+    }
 }

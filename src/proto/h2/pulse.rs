@@ -89,6 +89,13 @@ impl Pulse {
         }
     }
 
+    /// The socket has all that was written.
+    pub(super) fn flushed(&self) {
+        if self.is_blocked.get() {
+            self.wrote();
+        }
+    }
+
     /// The socket takes no more.
     pub(super) fn blocked(&self) {
         if !self.is_blocked.replace(true) {

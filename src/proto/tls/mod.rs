@@ -10,19 +10,22 @@
 
 mod certificates;
 mod keeper;
+mod records;
 mod sessions;
 
-use std::{future::Future, io, sync::Arc};
+use std::{future::Future, io, rc::Rc, sync::Arc};
 
 use futures_rustls::{
     TlsAcceptor,
     rustls::{Error, PeerIncompatible, ServerConfig},
 };
 
-pub use futures_rustls::server::TlsStream;
-
-pub use self::keeper::Keeper;
+pub use self::{keeper::Keeper, records::Records};
+use super::watch::Watch;
 use crate::readiness::Socket;
+
+/// A connection over TLS.
+pub type TlsStream = futures_rustls::server::TlsStream<Records>;
 
 /// What ALPN calls HTTP/2 and HTTP/1.1, in our order of preference.
 const ALPN_H2: &[u8] = b"h2";
@@ -36,20 +39,20 @@ const UNSENT_BYTES_MAX: usize = 16 * 1024;
 pub struct Acceptor(Arc<ServerConfig>);
 
 impl Acceptor {
-    /// The handshake. It has no deadline of its own.
-    pub fn accept(&self, socket: Socket) -> impl Future<Output = io::Result<TlsStream<Socket>>> + use<> {
+    /// The handshake. It has no deadline of its own. `watch` is told of records that are there in part.
+    pub fn accept(&self, socket: Socket, watch: Rc<Watch>) -> impl Future<Output = io::Result<TlsStream>> + use<> {
         let acceptor = TlsAcceptor::from(Arc::clone(&self.0));
-        acceptor.accept_with(socket, |session| session.set_buffer_limit(Some(UNSENT_BYTES_MAX)))
+        acceptor.accept_with(Records::new(socket, watch), |session| session.set_buffer_limit(Some(UNSENT_BYTES_MAX)))
     }
 }
 
 /// What ALPN decided: `Some(true)` HTTP/2, `Some(false)` HTTP/1.1, `None`: the client did not say, and its first bytes tell.
-pub fn is_h2(stream: &TlsStream<Socket>) -> Option<bool> {
+pub fn is_h2(stream: &TlsStream) -> Option<bool> {
     stream.get_ref().1.alpn_protocol().map(|protocol| protocol == ALPN_H2)
 }
 
 /// Whether the handshake went on from an earlier session.
-pub fn is_resumed(stream: &TlsStream<Socket>) -> bool {
+pub fn is_resumed(stream: &TlsStream) -> bool {
     stream.get_ref().1.handshake_kind() == Some(futures_rustls::rustls::HandshakeKind::Resumed)
 }
 

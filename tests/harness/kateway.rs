@@ -251,6 +251,12 @@ impl Kateway {
         self.manage(&Request::get("/v1/status")).expect(200).json()
     }
 
+    /// Waits until it asks for requests: a balancer that looks earlier leaves it out for a while.
+    #[track_caller]
+    pub fn wait_ready(&self) {
+        wait_until(START, "/readyz says 200", || self.manage(&Request::get("/readyz")).status == 200);
+    }
+
     #[track_caller]
     pub fn scrape(&self) -> crate::exposition::Scrape {
         crate::exposition::parse(&self.manage(&Request::get("/metrics")).expect(200).text())

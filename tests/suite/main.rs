@@ -28,6 +28,7 @@ use libtest_mimic::{Arguments, Trial};
 mod acks;
 mod answers;
 mod bad_input;
+mod balancers;
 mod batch_ledger;
 mod batch_streams;
 mod batches;
@@ -138,6 +139,7 @@ const ALL: &[&[Case]] = &[
     acks::CASES,
     answers::CASES,
     bad_input::CASES,
+    balancers::CASES,
     batch_ledger::CASES,
     batch_streams::CASES,
     batches::CASES,

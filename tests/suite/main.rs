@@ -75,6 +75,7 @@ mod shards;
 mod slow_clients;
 mod slow_readers;
 mod sockets;
+mod sslyze;
 mod stage;
 mod start;
 mod status;
@@ -186,6 +187,7 @@ const ALL: &[&[Case]] = &[
     slow_clients::CASES,
     slow_readers::CASES,
     sockets::CASES,
+    sslyze::CASES,
     start::CASES,
     status::CASES,
     steering::CASES,

@@ -2,7 +2,8 @@
 //!
 //! Method: a proxy on a port of its own, a thread for each direction of each connection. [`Link::hold`] stops what comes back from the
 //! server side, not what goes there; nothing is lost, and a connection that ends on one side ends on the other once what was held is
-//! through. So "the answer is on its way" is a state a trial can wait in, rather than a race it may win.
+//! through. So "the answer is on its way" is a state a trial can wait in, rather than a race it may win. [`Link::cut`] is the wire that breaks:
+//! every connection ends on both sides, and what was held is lost.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -12,6 +13,8 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 struct State {
     is_held: Mutex<bool>,
     changed: Condvar,
+    /// Both ends of every connection there was.
+    ends: Mutex<Vec<TcpStream>>,
 }
 
 /// See the module text. Its threads end with the connections.
@@ -32,6 +35,8 @@ impl Link {
             for client in listener.incoming().flatten() {
                 let Ok(server) = TcpStream::connect(server) else { continue };
                 let (Ok(to_client), Ok(from_server)) = (client.try_clone(), server.try_clone()) else { continue };
+                let ends = [&client, &server].map(|end| end.try_clone().expect("a socket can be cloned"));
+                state.ends.lock().unwrap_or_else(PoisonError::into_inner).extend(ends);
                 let held = Arc::clone(&state);
                 std::thread::spawn(move || pass(client, server, None));
                 std::thread::spawn(move || pass(from_server, to_client, Some(&held)));
@@ -47,6 +52,15 @@ impl Link {
 
     pub fn release(&self) {
         self.set(false);
+    }
+
+    /// Ends all connections; what is held does not arrive. New ones are taken as before.
+    pub fn cut(&self) {
+        for end in self.state.ends.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            // It may be gone already.
+            let _ = end.shutdown(Shutdown::Both);
+        }
+        self.release();
     }
 
     fn set(&self, is_held: bool) {

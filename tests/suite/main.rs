@@ -32,6 +32,7 @@ mod balancers;
 mod batch_ledger;
 mod batch_streams;
 mod batches;
+mod browser;
 mod command_line;
 mod commits;
 mod compression;
@@ -144,6 +145,7 @@ const ALL: &[&[Case]] = &[
     batch_ledger::CASES,
     batch_streams::CASES,
     batches::CASES,
+    browser::CASES,
     command_line::CASES,
     compression::CASES,
     commits::CASES,

@@ -10,15 +10,15 @@ use bytes::{Buf, Bytes};
 use flate2::{Decompress, FlushDecompress, Status};
 use zstd_safe::{DCtx, DParameter, InBuffer, OutBuffer, ResetDirective};
 
-use super::{Coding, sent_bytes_max};
+use super::{Coding, length::measure, sent_bytes_max};
 use crate::{
     limits,
     proto::{Malformed, Pieces},
 };
 
-const BROKEN: Malformed = Malformed::Coding("the body is not what its Content-Encoding says");
-const CUT: Malformed = Malformed::Coding("the compressed body is cut short");
-const WINDOW_TOO_LARGE: Malformed = Malformed::Coding("the window of a zstd body is over 8 MiB (RFC 9659)");
+pub(super) const BROKEN: Malformed = Malformed::Coding("the body is not what its Content-Encoding says");
+pub(super) const CUT: Malformed = Malformed::Coding("the compressed body is cut short");
+pub(super) const WINDOW_TOO_LARGE: Malformed = Malformed::Coding("the window of a zstd body is over 8 MiB (RFC 9659)");
 
 /// The most a decoder of zstd has to remember for a client (RFC 9659).
 const ZSTD_WINDOW_LOG_MAX: u32 = 23;
@@ -29,6 +29,11 @@ const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 const ZSTD_BLOCKS_BYTES: usize = 256 * 1024;
 /// As gzip has it.
 const GZIP_WINDOW_BITS: u8 = 15;
+/// A gzip body that says it becomes no more is decompressed once; a longer one a first time for its length, and again when that is allowed.
+/// A zstd body that becomes no more is decompressed in one step; a longer one in several.
+const AT_ONCE_BYTES_MAX: usize = limits::MESSAGE_BYTES_MAX;
+/// Frames and blocks of a zstd body that is decompressed in one step; one of more takes several.
+const AT_ONCE_PARTS_MAX: usize = 1_024;
 
 enum Engine {
     Gzip(Box<Decompress>),
@@ -92,20 +97,23 @@ impl Engine {
     }
 }
 
-/// What the head of a zstd frame says.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct FrameHead {
-    window_bytes: u64,
+/// What the head of a zstd frame says. What is no frame with content has none of it.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(super) struct FrameHead {
+    /// Its own length.
+    pub(super) bytes: usize,
+    pub(super) has_checksum: bool,
+    pub(super) window_bytes: u64,
     /// What the frame becomes, if it says so.
-    content_bytes: Option<u64>,
+    pub(super) content_bytes: Option<u64>,
 }
 
 impl FrameHead {
-    /// `None`: it has not come whole. What is no frame with content has none of both.
-    fn read(head: &[u8]) -> Option<Self> {
+    /// `None`: it has not come whole.
+    pub(super) fn read(head: &[u8]) -> Option<Self> {
         let (magic, rest) = head.split_at_checked(ZSTD_MAGIC.len())?;
         if magic != ZSTD_MAGIC {
-            return Some(Self { window_bytes: 0, content_bytes: None });
+            return Some(Self::default());
         }
         let (descriptor, window) = (*rest.first()?, *rest.get(1)?);
         let content_bytes = zstd_safe::get_frame_content_size(head).ok()?;
@@ -116,7 +124,18 @@ impl FrameHead {
             let base = 1_u64 << (10 + (window >> 3));
             base + base / 8 * u64::from(window & 7)
         };
-        Some(Self { window_bytes, content_bytes })
+        let dictionary = [0, 1, 2, 4][usize::from(descriptor & 3)];
+        let content = [usize::from(is_one_segment), 2, 4, 8][usize::from(descriptor >> 6)];
+        let bytes = magic.len() + 1 + usize::from(!is_one_segment) + dictionary + content;
+        Some(Self { bytes, has_checksum: descriptor & 4 != 0, window_bytes, content_bytes })
+    }
+
+    /// Whether the frame can be one of a body that may become so much.
+    pub(super) fn check(&self, bytes_max: u64) -> Result<(), Malformed> {
+        if self.content_bytes.is_some_and(|bytes| bytes > bytes_max) {
+            return Err(Malformed::BodyTooLarge);
+        }
+        if self.window_bytes > 1 << ZSTD_WINDOW_LOG_MAX { Err(WINDOW_TOO_LARGE) } else { Ok(()) }
     }
 }
 
@@ -139,6 +158,7 @@ struct Decoder<'a> {
     has_begun: bool,
     /// All of the last step's room was used: there may be more without further input.
     is_full: bool,
+    /// Made with the first step.
     scratch: Vec<u8>,
     /// What the body may become.
     bytes_max: usize,
@@ -160,8 +180,7 @@ impl fmt::Debug for Decoder<'_> {
 impl<'a> Decoder<'a> {
     fn new(coding: Coding, bytes_max: usize, room: &'a dyn Fn(usize) -> bool) -> Self {
         let (is_open, has_begun, is_full, head, window_bytes, beside_bytes) = Default::default();
-        let (engine, scratch) = (Engine::new(coding), vec![0; limits::CODING_STEP_BYTES]);
-        let input = Bytes::new();
+        let (engine, scratch, input) = (Engine::new(coding), Vec::new(), Bytes::new());
         Self { engine, input, is_open, has_begun, is_full, scratch, bytes_max, head, window_bytes, beside_bytes, room }
     }
 
@@ -188,6 +207,7 @@ impl<'a> Decoder<'a> {
             self.head = matches!(self.engine, Engine::Zstd(_)).then(Vec::new);
         }
         self.look()?;
+        self.scratch.resize(limits::CODING_STEP_BYTES, 0);
         let end = self.input.len().min(limits::CODING_INPUT_BYTES);
         let Step { taken, given, has_ended } = self.engine.step(&self.input[..end], &mut self.scratch)?;
         self.input.advance(taken);
@@ -207,15 +227,10 @@ impl<'a> Decoder<'a> {
         let Some(head) = &mut self.head else { return Ok(()) };
         let missing = ZSTD_HEAD_BYTES_MAX.saturating_sub(head.len());
         head.extend_from_slice(&self.input[..self.input.len().min(missing)]);
-        let Some(FrameHead { window_bytes, content_bytes }) = FrameHead::read(head) else { return Ok(()) };
+        let Some(found) = FrameHead::read(head) else { return Ok(()) };
         self.head = None;
-        if content_bytes.is_some_and(|bytes| bytes > self.bytes_max as u64) {
-            return Err(Malformed::BodyTooLarge);
-        }
-        if window_bytes > 1 << ZSTD_WINDOW_LOG_MAX {
-            return Err(WINDOW_TOO_LARGE);
-        }
-        let window_bytes = usize::try_from(window_bytes).unwrap_or(usize::MAX).saturating_add(ZSTD_BLOCKS_BYTES);
+        found.check(self.bytes_max as u64)?;
+        let window_bytes = usize::try_from(found.window_bytes).unwrap_or(usize::MAX).saturating_add(ZSTD_BLOCKS_BYTES);
         if window_bytes > self.window_bytes {
             self.window_bytes = window_bytes;
             self.ask(0)?;
@@ -279,41 +294,77 @@ impl<P: Pieces> Pieces for Inflated<'_, P> {
     }
 }
 
-/// A whole body. From [`limits::INFLATED_AT_ONCE_BYTES`] on it is first decompressed for its length alone, and again if it is not longer than
-/// it may be: a small body that would become a large one costs no memory.
+/// A whole body, whose length is known before memory is taken for it: a small body that would become a large one costs none. Of gzip the
+/// length is found by decompressing, which is not done twice where it says that it is short; of zstd it is read.
 async fn inflate(decoder: &mut Decoder<'_>, compressed: &Bytes, bytes_max: usize) -> Result<Bytes, Malformed> {
-    let (mut body, mut length) = (Vec::new(), 0);
     decoder.beside_bytes = compressed.len();
-    for is_kept in [false, true] {
-        decoder.restart(compressed.clone())?;
-        loop {
-            let bytes = match decoder.step()? {
-                Did::Gave(bytes) => bytes,
-                Did::Took => 0,
-                Did::Hungry => break,
-            };
-            if is_kept || length + bytes <= limits::INFLATED_AT_ONCE_BYTES {
-                body.extend_from_slice(&decoder.scratch[..bytes]);
-            } else {
-                body = Vec::new();
+    let length = match &mut decoder.engine {
+        Engine::Gzip(_) => {
+            // Taken at its word it is decompressed once, and nothing of it grows meanwhile.
+            let said = said_by_gzip(compressed);
+            let kept_max = if said <= AT_ONCE_BYTES_MAX.min(bytes_max) { said } else { 0 };
+            let body = Vec::with_capacity(kept_max);
+            let (mut body, length) = in_steps(decoder, compressed, bytes_max, body, kept_max).await?;
+            if body.len() == length {
+                // It is kept as long as a message of it.
+                body.shrink_to_fit();
+                return Ok(body.into());
             }
-            length += bytes;
-            if length > bytes_max && !is_kept {
-                return Err(Malformed::BodyTooLarge);
+            length
+        }
+        Engine::Zstd(context) => {
+            let measured = measure(compressed, bytes_max).await?;
+            if measured.bytes <= AT_ONCE_BYTES_MAX && measured.parts <= AT_ONCE_PARTS_MAX {
+                // Where it goes is the window.
+                let mut body = Vec::with_capacity(measured.bytes);
+                context.decompress(&mut body, compressed).map_err(|_| BROKEN)?;
+                glommio::executor().yield_if_needed().await;
+                return Ok(body.into());
             }
-            glommio::executor().yield_if_needed().await;
+            measured.bytes
         }
-        decoder.end()?;
-        if body.len() == length {
-            break;
+    };
+    decoder.beside_bytes += length;
+    decoder.ask(0)?;
+    let body = Vec::with_capacity(length);
+    in_steps(decoder, compressed, length, body, length).await.map(|(body, _)| body.into())
+}
+
+/// What the last member of a gzip body says that it becomes (RFC 1952 section 2.3.1); most bodies have one.
+fn said_by_gzip(compressed: &[u8]) -> usize {
+    let last = compressed.last_chunk().map_or(0, |last| u32::from_le_bytes(*last));
+    usize::try_from(last).unwrap_or(usize::MAX)
+}
+
+/// What a whole body becomes, and its length; over `kept_max` the length alone.
+async fn in_steps(
+    decoder: &mut Decoder<'_>,
+    compressed: &Bytes,
+    bytes_max: usize,
+    mut body: Vec<u8>,
+    kept_max: usize,
+) -> Result<(Vec<u8>, usize), Malformed> {
+    decoder.restart(compressed.clone())?;
+    let mut length = 0;
+    loop {
+        let bytes = match decoder.step()? {
+            Did::Gave(bytes) => bytes,
+            Did::Took => 0,
+            Did::Hungry => break,
+        };
+        length += bytes;
+        if length > bytes_max {
+            return Err(Malformed::BodyTooLarge);
         }
-        decoder.ask(length)?;
-        body = Vec::with_capacity(length);
-        length = 0;
+        if length <= kept_max {
+            body.extend_from_slice(&decoder.scratch[..bytes]);
+        } else {
+            body = Vec::new();
+        }
+        glommio::executor().yield_if_needed().await;
     }
-    // It is kept as long as a message of it.
-    body.shrink_to_fit();
-    Ok(body.into())
+    decoder.end()?;
+    Ok((body, length))
 }
 
 #[cfg(test)]
@@ -460,12 +511,12 @@ mod tests {
     fn the_head_of_a_frame_says_what_it_takes() {
         let plain = vec![b' '; 3 << 20];
         let head = |bytes: &[u8]| FrameHead::read(&bytes[..ZSTD_HEAD_BYTES_MAX.min(bytes.len())]).expect("whole");
-        let one_segment = head(&framed(&plain, 23, true));
-        assert_eq!(one_segment, FrameHead { window_bytes: 3 << 20, content_bytes: Some(3 << 20) });
-        let unknown = head(&framed(&plain, 23, false));
-        assert_eq!(unknown, FrameHead { window_bytes: 8 << 20, content_bytes: None });
+        let says =
+            |window_bytes, content_bytes, bytes| FrameHead { bytes, has_checksum: false, window_bytes, content_bytes };
+        assert_eq!(head(&framed(&plain, 23, true)), says(3 << 20, Some(3 << 20), 4 + 1 + 4));
+        assert_eq!(head(&framed(&plain, 23, false)), says(8 << 20, None, 4 + 1 + 1));
         assert_eq!(head(&framed(&plain, 20, true)).window_bytes, 1 << 20);
-        assert_eq!(head(&SKIPPABLE), FrameHead { window_bytes: 0, content_bytes: None });
+        assert_eq!(head(&SKIPPABLE), FrameHead::default());
         assert!((0..6).all(|length| FrameHead::read(&framed(b"x", 20, true)[..length]).is_none()));
     }
 

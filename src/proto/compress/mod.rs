@@ -5,6 +5,7 @@
 
 mod deflate;
 mod inflate;
+mod length;
 
 pub use deflate::{Encoders, compress};
 pub use inflate::Inflated;

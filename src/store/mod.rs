@@ -15,6 +15,7 @@ pub mod memory;
 pub mod murmur2;
 pub mod notify;
 pub mod null;
+pub mod record;
 pub mod tag;
 
 use std::{cell::Cell, future::Future, rc::Rc, sync::Arc};
@@ -27,10 +28,9 @@ pub use group::{
     Acked, Bounds, Budget, Burial, Delivery, FetchError, FetchSpec, Grant, Group, GroupStatus, LeaseSpec, Outcome,
     Stuck,
 };
+pub use record::{Header, Partition, Record, TAG_HEADER};
 pub use tag::TagFilter;
 
-/// Partition number, as Kafka counts.
-pub type Partition = i32;
 /// Record offset within a partition.
 pub type Offset = i64;
 
@@ -45,39 +45,11 @@ pub enum Ack {
     None,
 }
 
-/// One record header: name and value as bytes; a value may be null.
-pub type Header = (Bytes, Option<Bytes>);
-
-/// The record header that carries `X-Tag`.
-pub const TAG_HEADER: &[u8] = b"kateway-tag";
-
 /// What the Kafka name of a group's retry queue ends in.
 pub const RETRY_SUFFIX: &str = ".retry";
 
 /// The record header that says from when on (Unix ms) a message of a retry queue may be read.
 pub const DUE_HEADER: &[u8] = b"kateway-due";
-
-/// A record on its way in.
-#[derive(Clone, Debug, Default)]
-pub struct Record {
-    /// `None` for a keyless record; an empty key never occurs.
-    pub key: Option<Bytes>,
-    pub value: Bytes,
-    /// The value is null: with a key, compaction removes that key. `value` is empty then.
-    pub is_tombstone: bool,
-    /// In order, repeats kept. The tag is one of them ([`TAG_HEADER`]).
-    pub headers: Vec<Header>,
-    /// Explicit partition; else the partitioner decides.
-    pub partition: Option<Partition>,
-}
-
-impl Record {
-    /// What it holds: key, value and headers.
-    pub fn bytes(&self) -> usize {
-        let header = |(name, value): &Header| name.len() + value.as_ref().map_or(0, Bytes::len);
-        self.value.len() + self.key.as_ref().map_or(0, Bytes::len) + self.headers.iter().map(header).sum::<usize>()
-    }
-}
 
 /// Where a record stands. `offset` is -1 where the store has none to give (`ack=none`, null store).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

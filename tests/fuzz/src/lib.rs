@@ -3,16 +3,24 @@
 //! An inline module with a path stands for its folder there; what of it is not bytes and limits is left out, or has a stand-in here.
 //! Each function takes what the fuzzer made and panics where a property is broken.
 
-#![allow(dead_code)] // Of an included file a target uses a part.
+#![allow(dead_code, unused_imports)] // Of an included file a target uses a part.
 
 #[path = "../../../src/limits.rs"]
 mod limits;
 
 #[path = "../../../src/proto"]
 mod proto {
+    pub mod compress;
     pub mod head;
-
+    pub mod pieces;
     pub mod proxy_protocol;
+    pub mod reply;
+    pub mod watch;
+    pub mod ws;
+
+    pub use head::Malformed;
+    pub use pieces::Pieces;
+    pub use reply::Reply;
 
     pub mod h1 {
         mod chunk;
@@ -59,22 +67,11 @@ mod proto {
     }
 }
 
-/// The few words of the store that the batch parsers use.
+#[path = "../../../src/store"]
 mod store {
-    use bytes::Bytes;
+    mod record;
 
-    pub type Partition = i32;
-    pub type Header = (Bytes, Option<Bytes>);
-    pub const TAG_HEADER: &[u8] = b"kateway-tag";
-
-    #[derive(Clone, Debug, Default)]
-    pub struct Record {
-        pub key: Option<Bytes>,
-        pub value: Bytes,
-        pub is_tombstone: bool,
-        pub headers: Vec<Header>,
-        pub partition: Option<Partition>,
-    }
+    pub use record::{Header, Partition, Record, TAG_HEADER};
 }
 
 #[path = "../../../src/api"]
@@ -115,7 +112,12 @@ mod api {
     }
 }
 
+mod coded;
+mod session;
+
+pub use coded::coded;
 pub use proto::{h1::line, h2::frames};
+pub use session::session;
 
 use std::{
     future::Future,
@@ -131,7 +133,10 @@ use api::batch::{
 use bytes::Bytes;
 use serde_json::value::RawValue;
 
-use proto::head::{Framing, Malformed, parse_h1};
+use proto::{
+    head::{Framing, Malformed, parse_h1},
+    ws::handshake::Offer,
+};
 
 /// A PROXY header is as long as it says, and the same whatever follows; a byte less, and it has not come yet.
 pub fn proxy(bytes: &[u8]) {
@@ -214,6 +219,8 @@ struct Read {
     path: Vec<u8>,
     fields: usize,
     keep_alive: bool,
+    /// It asks to become a WebSocket, with so many subprotocols.
+    handshake: Option<usize>,
 }
 
 fn read(bytes: &[u8]) -> Result<Option<Read>, Malformed> {
@@ -223,6 +230,7 @@ fn read(bytes: &[u8]) -> Result<Option<Read>, Malformed> {
         path: head.path.to_vec(),
         fields: head.fields.len(),
         keep_alive: head.keep_alive,
+        handshake: Offer::read(head).ok().map(|offer| offer.protocols.len()),
     })
 }
 
@@ -246,6 +254,9 @@ pub fn head(bytes: &[u8]) {
         Framing::Chunked => assert!(named(b"\r\ntransfer-encoding:") && !named(b"\r\ncontent-length:")),
         Framing::Length(length) => assert!(length == 0 || named(b"\r\ncontent-length:")),
         Framing::Stream(_) => panic!("HTTP/1 has no streams"),
+    }
+    if found.handshake.is_some() {
+        assert!(named(b"\r\nsec-websocket-key:") && found.framing == Framing::Length(0));
     }
     assert_eq!(read(head), Ok(Some(found)));
     assert_eq!(read(&head[..head.len() - 1]), Ok(None));

@@ -54,7 +54,8 @@ impl Places {
         self.lock().retain(|known| *known != address);
     }
 
-    fn nth(&self, n: usize) -> Option<SocketAddr> {
+    /// One of them; the next number is the next one's turn.
+    pub fn nth(&self, n: usize) -> Option<SocketAddr> {
         let addresses = self.lock();
         addresses.get(n % addresses.len().max(1)).copied()
     }

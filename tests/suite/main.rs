@@ -86,6 +86,7 @@ mod streams;
 mod subscribe_options;
 mod tag_filter;
 mod takeover;
+mod takeover_streams;
 mod through_the_other;
 mod tls;
 mod tls_traffic;
@@ -198,6 +199,7 @@ const ALL: &[&[Case]] = &[
     subscribe_options::CASES,
     tag_filter::CASES,
     takeover::CASES,
+    takeover_streams::CASES,
     through_the_other::CASES,
     tls::CASES,
     tls_traffic::CASES,

@@ -4,7 +4,7 @@
 //! while the gateway is replaced again and again, with more shards and with fewer; every request must be answered 201, and every
 //! connection taken in. The kernel must not help: `net.ipv4.tcp_migrate_req` is off. On Kafka the ledger must find every durable
 //! message, and readers go on. Then what goes wrong: a successor that dies before it is ready, that reaches no cluster, that is another
-//! version or no gateway at all, and one that nobody waits for.
+//! version or no gateway at all, and one that nobody waits for. (What lives longer than a request is in `takeover_streams.rs`.)
 
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -40,17 +40,17 @@ pub const CASES: &[Case] = &[
 
 const REQUESTS: usize = 50_000;
 
-fn socket() -> PathBuf {
+pub fn socket() -> PathBuf {
     // Short: a Unix address has 108 bytes.
     std::env::temp_dir().join(format!("{}.sock", folder::unique("kateway")))
 }
 
-fn with_socket(builder: Builder, path: &std::path::Path) -> Builder {
+pub fn with_socket(builder: Builder, path: &std::path::Path) -> Builder {
     builder.set("gateway.takeover_socket", path.display())
 }
 
 /// Replaces `gateway` by one that listens at the same addresses; gives how long the old one took to end from the new one's ready line.
-fn replace(gateway: &mut Kateway, builder: Builder) -> Duration {
+pub fn replace(gateway: &mut Kateway, builder: Builder) -> Duration {
     let successor = builder.at(gateway.publish, gateway.subscribe).takes_over().start();
     let ready = Instant::now();
     assert_eq!((successor.publish, successor.subscribe), (gateway.publish, gateway.subscribe));

@@ -7,12 +7,12 @@
 //! broken. The same under SIGTERM, where every connection has to end with 1001 and every message that was taken be told of.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use kateway_tests::crowd::Places;
 use kateway_tests::kateway::Kateway;
 use kateway_tests::ledger::{Answer, Ledger};
 use kateway_tests::topic::Topic;
@@ -26,31 +26,46 @@ pub const CASES: &[Case] = &[
     Case::new("ws_ledger::sigterm_under_load", sigterm_under_load).kafka().alone(),
 ];
 
-const CONNECTIONS: u32 = 8;
-const UNDER_WAY: usize = 100;
+pub const CONNECTIONS: u32 = 8;
 const AGAIN: Duration = Duration::from_mins(1);
 /// A key of its own for each connection there ever is.
 const KEYS: u32 = 1_000;
 
 /// What publishers were told besides acknowledgements.
 #[derive(Debug, Default)]
-struct Told {
+pub struct Told {
     /// How connections ended: close codes; 0 without a goodbye.
-    ends: BTreeMap<u16, usize>,
-    failures: BTreeMap<u64, usize>,
+    pub ends: BTreeMap<u16, usize>,
+    pub failures: BTreeMap<u64, usize>,
+    /// Handshakes that were answered by another status; 0: by none, or nothing listened.
+    pub refused: BTreeMap<u16, usize>,
 }
 
-struct Load {
+/// How a connection publishes.
+#[derive(Clone, Copy)]
+pub struct Pace {
+    /// Messages at a time that it was not told of.
+    pub under_way: usize,
+    /// After each look at what it was told.
+    pub pause: Duration,
+}
+
+impl Pace {
+    const FULL: Self = Self { under_way: 100, pause: Duration::ZERO };
+}
+
+pub struct Load {
     stop: Arc<AtomicBool>,
     told: Arc<Mutex<Told>>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Load {
-    fn start(address: SocketAddr, topic: &Topic, ledger: &Arc<Ledger>) -> Self {
+    /// Connections are made to `places` in turn.
+    pub fn start(places: &Places, topic: &Topic, ledger: &Arc<Ledger>, pace: Pace) -> Self {
         let (stop, told) = (Arc::<AtomicBool>::default(), Arc::<Mutex<Told>>::default());
         let publisher = |number| {
-            let (topic, ledger) = (topic.clone(), Arc::clone(ledger));
+            let (places, topic, ledger) = (places.clone(), topic.clone(), Arc::clone(ledger));
             let (stop, told) = (Arc::clone(&stop), Arc::clone(&told));
             std::thread::spawn(move || {
                 for life in 0.. {
@@ -59,11 +74,18 @@ impl Load {
                     }
                     let connection = number + CONNECTIONS * life;
                     let target = format!("/v1/ws/msgs/{}/v1?key=key-{}", topic.name, connection % KEYS);
-                    match WebSocket::dial(address, &handshake("GET", &target).app(&topic.appid)) {
-                        Ok(Ok((ws, _))) => publish(ws, connection, &ledger, &stop, &told),
-                        // Nobody is there, or not any more.
-                        _ => std::thread::sleep(Duration::from_millis(20)),
-                    }
+                    let address = places.nth((number + life) as usize).expect("a gateway is to be there");
+                    let status = match WebSocket::dial(address, &handshake("GET", &target).app(&topic.appid)) {
+                        Ok(Ok((ws, _))) => {
+                            publish(ws, connection, pace, &ledger, &stop, &told);
+                            continue;
+                        }
+                        Ok(Err(refusal)) => refusal.status,
+                        Err(_) => 0,
+                    };
+                    // Nobody is there, or not any more.
+                    *told.lock().expect("nobody panicked").refused.entry(status).or_default() += 1;
+                    std::thread::sleep(Duration::from_millis(20));
                 }
             })
         };
@@ -71,7 +93,7 @@ impl Load {
         Self { stop, told, threads }
     }
 
-    fn stop(self) -> Told {
+    pub fn stop(self) -> Told {
         self.stop.store(true, Ordering::Relaxed);
         self.threads.into_iter().for_each(|thread| thread.join().expect("a publisher does not panic"));
         Arc::into_inner(self.told).expect("they have ended").into_inner().expect("nobody panicked")
@@ -79,13 +101,13 @@ impl Load {
 }
 
 /// Publishes until the connection ends, or `stop`; then until all is told.
-fn publish(mut ws: WebSocket, connection: u32, ledger: &Ledger, stop: &AtomicBool, told: &Mutex<Told>) {
+fn publish(mut ws: WebSocket, connection: u32, pace: Pace, ledger: &Ledger, stop: &AtomicBool, told: &Mutex<Told>) {
     let mut under_way = VecDeque::new();
     let (mut acked, mut failed) = (0, BTreeMap::new());
     let mut is_closing = false;
     loop {
         let mut frames = Vec::new();
-        while !stop.load(Ordering::Relaxed) && under_way.len() < UNDER_WAY {
+        while !stop.load(Ordering::Relaxed) && under_way.len() < pace.under_way {
             let draft = ledger.enter(connection, connection % KEYS, 200);
             frames.extend(frame(FINAL | BINARY, &draft.body));
             under_way.push_back(draft.id);
@@ -97,6 +119,7 @@ fn publish(mut ws: WebSocket, connection: u32, ledger: &Ledger, stop: &AtomicBoo
             is_closing = true;
             let _ = ws.send_raw(&frame(FINAL | kateway_tests::ws::CLOSE, &1000_u16.to_be_bytes()));
         }
+        std::thread::sleep(pace.pause);
         let end = match ws.next(Duration::from_secs(30)) {
             Event::Text(text) => {
                 let said: serde_json::Value = serde_json::from_str(&text).expect("JSON");
@@ -134,7 +157,7 @@ fn broker_and_gateway_killed() {
     let mut gateway = Kateway::kafka(&kafka().bootstrap()).shards(2).start();
     let (publish, subscribe) = (gateway.publish, gateway.subscribe);
     let ledger = Arc::new(Ledger::new(u64::from(gateway.pid())));
-    let load = Load::start(publish, &topic, &ledger);
+    let load = Load::start(&Places::new([publish]), &topic, &ledger, Pace::FULL);
     let wait_more = |more: usize| {
         let goal = ledger.count(Answer::Durable) + more;
         wait_until(AGAIN, format!("{more} more are acknowledged"), || ledger.count(Answer::Durable) >= goal)
@@ -164,7 +187,7 @@ fn sigterm_under_load() {
     kafka().admin().create_topic(&topic.in_kafka(), 3);
     let mut gateway = Kateway::kafka(&kafka().bootstrap()).shards(2).set("drain.notice_s", 1).start();
     let ledger = Arc::new(Ledger::new(u64::from(gateway.pid())));
-    let load = Load::start(gateway.publish, &topic, &ledger);
+    let load = Load::start(&Places::new([gateway.publish]), &topic, &ledger, Pace::FULL);
     wait_until(AGAIN, "5,000 are acknowledged", || ledger.count(Answer::Durable) >= 5_000);
     gateway.signal(libc::SIGTERM);
     let status = gateway.wait_end(Duration::from_secs(20));

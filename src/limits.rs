@@ -28,16 +28,21 @@ pub const BATCH_RUN_BYTES: usize = 64 * 1024;
 pub const RECORD_HEADERS_BYTES_MAX: usize = 32 * 1024;
 /// Record headers of one message of a batch; over it the message is refused.
 pub const RECORD_HEADERS_MAX: usize = 100;
-/// A shorter message of a batch is copied out of its body, which would else be kept as long as the message is.
-pub const BATCH_COPIED_BYTES_MAX: usize = 4 * 1024;
+/// A shorter message of a batch is copied out of its body, which would else be kept as long as the message is; so is one of a WebSocket
+/// that would keep more than it is counted for.
+pub const COPIED_BYTES_MAX: usize = 4 * 1024;
 /// One piece of a body that is used while it arrives.
 pub const BODY_PIECE_BYTES: usize = 64 * 1024;
 /// What one step of compressing or decompressing takes or gives; between two the core does something else.
 pub const CODING_STEP_BYTES: usize = 64 * 1024;
 /// What one step of decompressing takes in.
 pub const CODING_INPUT_BYTES: usize = 16 * 1024;
-/// A compressed body is decompressed once up to here; a longer one a first time for its length, and again when that is allowed.
-pub const INFLATED_AT_ONCE_BYTES: usize = 1024 * 1024;
+/// A compressed body is decompressed once up to here;
+/// A gzip body that says it becomes no more is decompressed once; a longer one a first time for its length, and again when that is allowed.
+/// A zstd body that becomes no more is decompressed in one step; a longer one in several.
+pub const INFLATED_AT_ONCE_BYTES_MAX: usize = MESSAGE_BYTES_MAX;
+/// Frames and blocks of a zstd body that is decompressed in one step; one of more takes several.
+pub const INFLATED_AT_ONCE_PARTS_MAX: usize = 1_024;
 /// Answers a core compresses at a time (a stream as long as it lasts); over it they go as they are.
 pub const ENCODERS_MAX: usize = 1_000;
 /// `Idempotency-Key`; over it: 400.
@@ -57,6 +62,8 @@ pub const REQUEST_ID_BYTES_MAX: usize = 128;
 
 /// Read buffer a connection starts with: a head and a 1 KiB message fit with one `recv`.
 pub const READ_BUFFER_BYTES: usize = 8 * 1024;
+/// Requests of one HTTP/1.1 connection that a core answers before it looks at others: a client that pipelines may never let it wait.
+pub const REQUESTS_IN_A_ROW_MAX: usize = 64;
 /// Answer bytes gathered before the socket is written: one `send` for most answers.
 pub const WRITE_CHUNK_BYTES: usize = 64 * 1024;
 /// What is read and dropped of a refused body so that the refusal stays readable; then the connection closes.
@@ -86,6 +93,8 @@ pub const H2_CONTINUATIONS_MAX: u32 = 20;
 
 /// What a WebSocket reads at a time; an idle one keeps so much.
 pub const WS_READ_BUFFER_BYTES: usize = 16 * 1024;
+/// What one WebSocket reads before its core looks at others: some ten thousand of the smallest frames.
+pub const WS_READ_AT_ONCE_BYTES: usize = 64 * 1024;
 /// Messages of one WebSocket that wait for their reports; over it its socket is not read.
 pub const WS_UNDER_WAY_MAX: usize = 20_000;
 /// Bytes of them, as they came over the wire: a small message may keep the buffer it was read into.

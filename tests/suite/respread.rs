@@ -3,7 +3,7 @@
 //! Method: with `http.max_requests` the answer of that number says `Connection: close` and the connection ends, pipelined requests behind it
 //! unanswered; over HTTP/2 a GOAWAY comes, and h2load, which opens no second connection, must have got so many answers and no error. With
 //! `http.max_age_s` the first answer after the age does; connections opened together do not end together; one without a request is left
-//! alone. An answer under way, however long, is not cut.
+//! alone. An answer under way, however long, is not cut. A WebSocket is closed with 1001, all of its messages acknowledged.
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use kateway_tests::client::{Connection, Part, Request};
 use kateway_tests::kateway::Kateway;
 use kateway_tests::topic::Topic;
+use kateway_tests::ws::{WebSocket, handshake};
 use kateway_tests::{figures, process};
 
 use crate::Case;
@@ -21,6 +22,7 @@ pub const CASES: &[Case] = &[
     Case::new("respread::so_many_requests_over_http2", so_many_requests_over_http2),
     Case::new("respread::so_old", so_old),
     Case::new("respread::so_old_over_http2", so_old_over_http2),
+    Case::new("respread::so_old_over_websocket", so_old_over_websocket),
     Case::new("respread::an_answer_under_way_goes_on", an_answer_under_way_goes_on),
 ];
 
@@ -134,6 +136,22 @@ fn so_old_over_http2() {
         }
     };
     assert!(went >= Duration::from_millis(650) && went < SOON, "GOAWAY after {went:?}");
+}
+
+fn so_old_over_websocket() {
+    let gateway = Kateway::memory().set("http.max_age_s", 2).start();
+    let topic = Topic::fresh("old");
+    gateway.publish(&topic.publish("partition=0", "x")).expect(201);
+    let start = Instant::now();
+    let target = format!("/v1/ws/msgs/{}/v1?partition=0", topic.name);
+    let mut publisher = WebSocket::open(gateway.publish, &handshake("GET", &target).header("Appid", &topic.appid));
+    let target = format!("/v1/ws/msgs/{}/{}/v1?group=g", topic.appid, topic.name);
+    let mut reader = WebSocket::open(gateway.subscribe, &handshake("GET", &target).header("Appid", "reader"));
+    publisher.send(2, b"one");
+    publisher.acked(1, SOON);
+    assert_eq!((publisher.rest(SOON).1, reader.rest(SOON).1), (1001, 1001));
+    let took = start.elapsed();
+    assert!(took >= Duration::from_millis(1_400) && took < SOON, "{took:?}");
 }
 
 fn an_answer_under_way_goes_on() {

@@ -363,7 +363,7 @@ fn stream_bytes(message_bytes_max: usize) -> usize {
 
 /// Which messages are copied out of a body whose messages have so many bytes together: the last one keeps all of it.
 fn apart_below(body: &Bytes, values: usize) -> usize {
-    if values < body.len() / 2 { usize::MAX } else { limits::BATCH_COPIED_BYTES_MAX }
+    if values < body.len() / 2 { usize::MAX } else { limits::COPIED_BYTES_MAX }
 }
 
 /// The problem of a body over the limit.

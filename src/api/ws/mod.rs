@@ -39,7 +39,7 @@ use crate::{
         Head, Reply,
         watch::Watch,
         ws::{
-            Close, Goodbye, Incoming, Opcode, Spec, Ws,
+            Alarm, Close, Goodbye, Incoming, Opcode, Spec, Ws,
             handshake::{Offer, Refusal},
         },
     },
@@ -150,7 +150,7 @@ impl<'a> Terms<'a> {
     fn read(ctx: &Context, head: &Head<'a>) -> Result<Self, Problem> {
         let offer = Offer::read(head).map_err(refused)?;
         origin::check(ctx, head)?;
-        let (mut offered, mut chosen, mut appid) = (0, None, None);
+        let (mut chosen, mut appid) = (None, None);
         for name in &offer.protocols {
             if let Some(text) = name.strip_prefix(APP_PREFIX) {
                 let text = admit::name("the appid in the subprotocols", text)?;
@@ -159,12 +159,11 @@ impl<'a> Terms<'a> {
                 }
             } else if !name.starts_with(TOKEN_PREFIX) {
                 // Tokens mean nothing while tenancy is open.
-                offered += 1;
                 chosen = chosen.or(Protocol::ALL.into_iter().find(|known| known.name().as_bytes() == *name));
             }
         }
-        if offered > 0 && chosen.is_none() {
-            // RFC 6455 leaves it to the client what to make of an answer without one, and clients differ.
+        if !offer.protocols.is_empty() && chosen.is_none() {
+            // RFC 6455 leaves it to the client what to make of an answer without one; a browser fails the connection and shows no reason.
             let detail = "none of the subprotocols offered is spoken here: kateway.v1.bin, kateway.v1.json";
             return Err(Problem::new(&codes::INVALID_FIELD, detail));
         }
@@ -219,8 +218,8 @@ impl Drop for Open<'_> {
     }
 }
 
-/// Resolves when sessions are to end.
-type Closing = Pin<Box<dyn Future<Output = ()>>>;
+/// Resolves when the session is to end, with what the client is told of it.
+type Closing = Pin<Box<dyn Future<Output = &'static str>>>;
 
 impl Session {
     /// Serves the connection to its end.
@@ -231,8 +230,8 @@ impl Session {
         let Self { ctx, kind } = self;
         ctx.metrics.cells.ws_connections.add(1);
         let _open = Open(&ctx);
+        let closing = closing(&ctx, &watch);
         let mut ws = Ws::new(stream, unread, watch, spec(&ctx, &kind));
-        let closing = closing(&ctx);
         let goodbye = match kind {
             Kind::Publish(publishes) => publishes.serve(&ctx, &mut ws, closing).await,
             Kind::Subscribe(opened) => subscribe::serve(*opened, &ctx, &mut ws, closing).await,
@@ -253,30 +252,46 @@ fn spec(ctx: &Context, kind: &Kind) -> Spec {
         Kind::Subscribe(_) => limits::ACK_BODY_BYTES_MAX.max(2 * config.publish.message_bytes_max),
         Kind::Echo => limits::WS_ECHO_BYTES_MAX,
     };
-    Spec { message_bytes_max, ping_every: config.http.ws_ping, write_timeout: config.http.write_timeout }
+    Spec {
+        message_bytes_max,
+        ping_every: config.http.ws_ping,
+        write_timeout: config.http.write_timeout,
+        bytes_per_s_min: config.http.body_bytes_per_s_min,
+    }
 }
 
-fn closing(ctx: &Rc<Context>) -> Closing {
+fn closing(ctx: &Rc<Context>, watch: &Watch) -> Closing {
     let ctx = Rc::clone(ctx);
+    let left = watch.time_left(ctx.config.borrow().http.max_age);
     Box::pin(async move {
-        while ctx.drain_phase() != DrainPhase::Closing {
-            ctx.drain_bell.wait().await;
-        }
+        let drained = async {
+            while ctx.drain_phase() != DrainPhase::Closing {
+                ctx.drain_bell.wait().await;
+            }
+            "drain"
+        };
+        let Some(left) = left else { return drained.await };
+        let aged = async {
+            let mut age = Alarm::after(left);
+            poll_fn(|cx| age.poll(cx)).await;
+            "the connection has lasted http.max_age_s"
+        };
+        futures_lite::future::or(drained, aged).await
     })
 }
 
 /// Gives back what it is sent.
 async fn echo<S: AsyncRead + AsyncWrite + Unpin>(ws: &mut Ws<S>, mut closing: Closing) -> Goodbye {
     poll_fn(|cx| {
-        if closing.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Goodbye::Ours(Close::going_away("drain")));
+        if let Poll::Ready(reason) = closing.as_mut().poll(cx) {
+            return Poll::Ready(Goodbye::Ours(Close::going_away(reason)));
         }
         if let Poll::Ready(goodbye) = ws.poll_pulse(cx) {
             return Poll::Ready(goodbye);
         }
         for read in 0..=limits::LOOP_ITEMS_MAX {
             match ws.poll_message(cx) {
-                Poll::Ready(Incoming::Message { bytes, is_text }) => {
+                Poll::Ready(Incoming::Message { bytes, is_text, .. }) => {
                     ws.put(if is_text { Opcode::Text } else { Opcode::Binary }, &[&bytes]);
                 }
                 Poll::Ready(Incoming::End(goodbye)) => return Poll::Ready(goodbye),

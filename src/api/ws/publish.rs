@@ -192,6 +192,20 @@ struct UnderWay {
     is_chosen_by_store: bool,
 }
 
+/// A message as it came.
+struct Frame {
+    bytes: Bytes,
+    /// Of what it came in, which a slice keeps.
+    is_sparse: bool,
+}
+
+impl Frame {
+    /// Of its frame.
+    fn len(&self) -> usize {
+        self.bytes.len() + FRAME_BYTES
+    }
+}
+
 type Looking = Pin<Box<dyn Future<Output = Result<Rc<Topic>, Problem>>>>;
 
 /// Why no further message is taken for now.
@@ -216,7 +230,7 @@ struct Session<'a, S> {
     /// Of their frames.
     bytes: usize,
     /// A message that the producer's queue had no room for, or whose topic is being looked up.
-    held: Option<Bytes>,
+    held: Option<Frame>,
     looking: Option<Looking>,
     /// For the next try of a full queue.
     again: Option<Alarm>,
@@ -242,12 +256,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
         if let Poll::Ready(goodbye) = self.ws.poll_pulse(cx) {
             return Poll::Ready(goodbye);
         }
-        if self.ending.is_none() && self.closing.as_mut().poll(cx).is_ready() {
-            self.ending = Some(Goodbye::Ours(Close::going_away("drain")));
+        if self.ending.is_none()
+            && let Poll::Ready(reason) = self.closing.as_mut().poll(cx)
+        {
+            self.ending = Some(Goodbye::Ours(Close::going_away(reason)));
         }
+        let mut settled = 0;
         loop {
             let stop = self.take(cx, data);
-            let settled = self.settle(cx, data);
+            let before = settled;
+            settled += self.settle(cx, data);
             if self.ending == Some(Goodbye::Gone) {
                 return Poll::Ready(Goodbye::Gone);
             }
@@ -255,7 +273,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
                 cx.waker().wake_by_ref();
                 break;
             }
-            if stop == Stop::Idle || settled == 0 {
+            if stop == Stop::Idle || settled == before {
                 break;
             }
         }
@@ -281,7 +299,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
                 Some(message) => message,
                 None if self.ending.is_some() => return Stop::Idle,
                 None => match self.ws.poll_message(cx) {
-                    Poll::Ready(Incoming::Message { bytes, .. }) => bytes,
+                    Poll::Ready(Incoming::Message { bytes, is_sparse, .. }) => Frame { bytes, is_sparse },
                     Poll::Ready(Incoming::End(goodbye)) => {
                         self.ending = Some(goodbye);
                         return Stop::Idle;
@@ -295,7 +313,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
             } else if let Poll::Ready(found) = self.poll_topic(cx) {
                 match found {
                     Ok(()) => self.publish(data, message),
-                    Err(problem) => self.push(Fate::Known(Err(problem)), 0, &message, true),
+                    Err(problem) => self.push(Fate::Known(Err(problem)), 0, message.len(), true),
                 }
             } else {
                 self.held = Some(message);
@@ -324,42 +342,44 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
         let (ctx, topic, partition) = (self.ctx, &self.topic, self.terms.record.partition);
         let looking = self.looking.get_or_insert_with(|| {
             let (ctx, topic) = (Rc::clone(ctx), Rc::clone(topic));
-            Box::pin(async move { look_up(&ctx, &topic.name, partition).await })
+            Box::pin(async move {
+                let deadline = ctx.config.borrow().publish.deadline;
+                publish::in_time(look_up(&ctx, &topic.name, partition), deadline).await
+            })
         });
         let Poll::Ready(found) = looking.as_mut().poll(cx) else { return Poll::Pending };
         self.looking = None;
         Poll::Ready(found.map(|topic| self.topic = topic).map_err(Box::new))
     }
 
-    fn publish(&mut self, data: &DataPlane, message: Bytes) {
+    fn publish(&mut self, data: &DataPlane, message: Frame) {
         let record = match self.terms.record(&message, self.topic.partitions.get()) {
             Ok(record) => record,
-            Err(problem) => return self.push(Fate::Known(Err(problem)), 0, &message, true),
+            Err(problem) => return self.push(Fate::Known(Err(problem)), 0, message.len(), true),
         };
         let (bytes, is_chosen_by_store) = (record.value.len(), record.partition.is_none());
         let (topic, ack) = (&*self.topic, self.terms.ack);
-        let handed_over = if self.terms.is_async || ack == Ack::None {
+        let handed_over = if self.terms.is_queued() {
             let queued = Stored { partition: record.partition.unwrap_or(-1), offset: -1 };
             data.backend.enqueue(topic, record, ack).map(|()| Fate::Known(Ok(queued)))
         } else {
             data.backend.produce(topic, record, ack).map(Fate::Waiting)
         };
         match handed_over {
-            Ok(fate) => self.push(fate, bytes, &message, is_chosen_by_store),
+            Ok(fate) => self.push(fate, bytes, message.len(), is_chosen_by_store),
             Err(ProduceError::QueueFull { .. }) => {
                 self.held = Some(message);
                 self.again = Some(Alarm::after(QUEUE_AGAIN));
             }
             Err(error) => {
                 let problem = failed(self.ctx, data, &self.topic, error, is_chosen_by_store);
-                self.push(Fate::Known(Err(Box::new(problem))), 0, &message, is_chosen_by_store);
+                self.push(Fate::Known(Err(Box::new(problem))), 0, message.len(), is_chosen_by_store);
             }
         }
     }
 
     #[inline] // Once for each message.
-    fn push(&mut self, fate: Fate, bytes: usize, message: &Bytes, is_chosen_by_store: bool) {
-        let frame_bytes = message.len() + FRAME_BYTES;
+    fn push(&mut self, fate: Fate, bytes: usize, frame_bytes: usize, is_chosen_by_store: bool) {
         self.bytes += frame_bytes;
         self.ctx.metrics.cells.ws_bytes.add(frame_bytes as u64);
         let small = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
@@ -455,17 +475,30 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
 }
 
 impl Terms {
+    /// Nobody waits for the report.
+    fn is_queued(&self) -> bool {
+        self.is_async || self.ack == Ack::None
+    }
+
     /// The record a message is; `partitions` is how many the topic has.
-    fn record(&self, message: &Bytes, partitions: Partition) -> Result<Record, Box<Problem>> {
-        if self.protocol == Protocol::Json {
-            let item = envelope(message, 0..message.len(), self.message_bytes_max).and_then(|parsed| parsed);
-            return item.map_err(Box::new)?.over(&self.record, partitions);
-        }
-        if message.is_empty() {
+    fn record(&self, message: &Frame, partitions: Partition) -> Result<Record, Box<Problem>> {
+        let Frame { bytes, is_sparse } = message;
+        let mut record = if self.protocol == Protocol::Json {
+            let start = bytes.iter().position(|byte| !byte.is_ascii_whitespace()).unwrap_or(0);
+            let item = envelope(bytes, start..bytes.len(), self.message_bytes_max).and_then(|parsed| parsed);
+            item.map_err(Box::new)?.over(&self.record, partitions)?
+        } else if bytes.is_empty() {
             return Err(Box::new(Problem::new(&codes::EMPTY_MESSAGE, "a message has at least one byte")));
+        } else {
+            let Record { key, headers, partition, .. } = &self.record;
+            let (key, value, headers) = (key.clone(), bytes.clone(), headers.clone());
+            Record { key, value, is_tombstone: false, headers, partition: *partition }
+        };
+        // A slice keeps the buffer it was read into, which is counted only as far as frames under way fill it.
+        let keeps_more = *is_sparse || self.is_queued() || record.value.len() < bytes.len() / 2;
+        if keeps_more && record.value.len() < limits::COPIED_BYTES_MAX {
+            record.value = Bytes::copy_from_slice(&record.value);
         }
-        let Record { key, headers, partition, .. } = &self.record;
-        let (key, value, headers) = (key.clone(), message.clone(), headers.clone());
-        Ok(Record { key, value, is_tombstone: false, headers, partition: *partition })
+        Ok(record)
     }
 }

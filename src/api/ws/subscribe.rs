@@ -104,8 +104,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
             return Poll::Ready(goodbye);
         }
         self.listen(cx);
-        if self.ending.is_none() && self.closing.as_mut().poll(cx).is_ready() {
-            self.ending = Some(Goodbye::Ours(Close::going_away("drain")));
+        if self.ending.is_none()
+            && let Poll::Ready(reason) = self.closing.as_mut().poll(cx)
+        {
+            self.ending = Some(Goodbye::Ours(Close::going_away(reason)));
         }
         if self.ending.as_ref().is_some_and(|goodbye| !matches!(goodbye, Goodbye::Ours(_))) {
             // What is held is for nobody.

@@ -281,7 +281,7 @@ pub const KEYS: &[Key] = &[
         path: "http.max_age_s",
         kind: Kind::Int { min: 0, max: 31_536_000 },
         default: Preset::Int(0),
-        doc: "Seconds a connection is used, less up to a quarter, so that connections opened together do not end together: the first answer after that is its last, and an HTTP/2 connection is told at once (GOAWAY). What is under way is finished: sub.max_stream_s bounds endless answers. 0: as long as its client likes.",
+        doc: "Seconds a connection is used, less up to a quarter, so that connections opened together do not end together: the first answer after that is its last, and an HTTP/2 connection is told at once (GOAWAY), a WebSocket closed (1001). What is under way is finished: sub.max_stream_s bounds endless answers. 0: as long as its client likes.",
         hot: true,
     },
     Key {

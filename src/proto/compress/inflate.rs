@@ -29,11 +29,6 @@ const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 const ZSTD_BLOCKS_BYTES: usize = 256 * 1024;
 /// As gzip has it.
 const GZIP_WINDOW_BITS: u8 = 15;
-/// A gzip body that says it becomes no more is decompressed once; a longer one a first time for its length, and again when that is allowed.
-/// A zstd body that becomes no more is decompressed in one step; a longer one in several.
-const AT_ONCE_BYTES_MAX: usize = limits::MESSAGE_BYTES_MAX;
-/// Frames and blocks of a zstd body that is decompressed in one step; one of more takes several.
-const AT_ONCE_PARTS_MAX: usize = 1_024;
 
 enum Engine {
     Gzip(Box<Decompress>),
@@ -302,7 +297,7 @@ async fn inflate(decoder: &mut Decoder<'_>, compressed: &Bytes, bytes_max: usize
         Engine::Gzip(_) => {
             // Taken at its word it is decompressed once, and nothing of it grows meanwhile.
             let said = said_by_gzip(compressed);
-            let kept_max = if said <= AT_ONCE_BYTES_MAX.min(bytes_max) { said } else { 0 };
+            let kept_max = if said <= limits::INFLATED_AT_ONCE_BYTES_MAX.min(bytes_max) { said } else { 0 };
             let body = Vec::with_capacity(kept_max);
             let (mut body, length) = in_steps(decoder, compressed, bytes_max, body, kept_max).await?;
             if body.len() == length {
@@ -314,7 +309,9 @@ async fn inflate(decoder: &mut Decoder<'_>, compressed: &Bytes, bytes_max: usize
         }
         Engine::Zstd(context) => {
             let measured = measure(compressed, bytes_max).await?;
-            if measured.bytes <= AT_ONCE_BYTES_MAX && measured.parts <= AT_ONCE_PARTS_MAX {
+            if measured.bytes <= limits::INFLATED_AT_ONCE_BYTES_MAX
+                && measured.parts <= limits::INFLATED_AT_ONCE_PARTS_MAX
+            {
                 // Where it goes is the window.
                 let mut body = Vec::with_capacity(measured.bytes);
                 context.decompress(&mut body, compressed).map_err(|_| BROKEN)?;

@@ -43,6 +43,11 @@ impl Close {
         Self::new(1008, "no pong came")
     }
 
+    /// 1008: a message that was begun does not come.
+    pub fn slow() -> Self {
+        Self::new(1008, "the message comes slower than http.body_bytes_per_s_min")
+    }
+
     /// 1008: the client does what it may not.
     pub fn policy(reason: impl Into<Cow<'static, str>>) -> Self {
         Self::new(1008, reason)
@@ -91,8 +96,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Ws<S> {
     }
 
     fn poll_goodbye(&mut self, cx: &mut Context<'_>, goodbye: &Goodbye) -> Poll<Result<(), ()>> {
-        let Self { stream, out, context, .. } = self;
-        let mut wire = Wire { stream, out, cx };
+        let Self { stream, out, context, reading, .. } = self;
+        let mut wire = Wire { stream, out, reading, cx };
         // Both only append to `out`; that the session is over with it is no error here. Repeated, they append nothing.
         let _ = match goodbye {
             Goodbye::Ours(close) | Goodbye::Broken(close) => {
@@ -112,9 +117,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Ws<S> {
         let mut messages = 0;
         loop {
             let read = poll_fn(|cx| {
-                let Self { stream, out, context, .. } = &mut *self;
-                match context.read(&mut Wire { stream, out, cx }) {
-                    Err(Error::Io(error)) if error.kind() == std::io::ErrorKind::WouldBlock => Poll::Pending,
+                let Self { stream, out, context, reading, .. } = &mut *self;
+                match context.read(&mut Wire { stream, out, reading, cx }) {
+                    Err(Error::Io(error)) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                        self.reading.has_paused(cx);
+                        Poll::Pending
+                    }
                     read => Poll::Ready(read),
                 }
             });

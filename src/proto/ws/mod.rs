@@ -8,9 +8,10 @@
 //! tungstenite has the protocol's rules and no I/O of its own here: it reads straight from the socket into the buffer that messages are
 //! slices of, and what it has to say goes to `out`, where data frames are put directly: a server's are not masked.
 //!
-//! Invariants: nothing is read while `out` holds a write's worth, so a client that does not read is not read from; a ping goes out each
-//! `ping_every` whatever the traffic; a client that does not answer for three of them is closed, but not while it is us who do not read; a
-//! client that takes no byte for the write timeout is cut, by the [`Watch`]. Per core. Knows no topic.
+//! Invariants: nothing is read while `out` holds a write's worth, so a client that does not read is not read from; after
+//! [`limits::WS_READ_AT_ONCE_BYTES`] the core looks at others, whatever came of them; a ping goes out each `ping_every` whatever the
+//! traffic; a client that does not answer for three of them is closed, but not while it is us who do not read; so is one whose message
+//! comes slower than a body may; a client that takes no byte for the write timeout is cut, by the [`Watch`]. Per core. Knows no topic.
 
 mod alarm;
 mod close;
@@ -44,6 +45,8 @@ use crate::limits;
 
 /// Pings in a row that a client may leave unanswered.
 const PINGS_UNANSWERED_MAX: u32 = 3;
+/// Of a client's control frame: two bytes and the mask.
+const CONTROL_HEAD_BYTES: u64 = 6;
 
 /// How a session is to be.
 #[derive(Clone, Copy, Debug)]
@@ -52,13 +55,16 @@ pub struct Spec {
     pub message_bytes_max: usize,
     pub ping_every: Duration,
     pub write_timeout: Duration,
+    /// Of a message that was begun; looked at with each ping.
+    pub bytes_per_s_min: u64,
 }
 
 /// What came.
 #[derive(Debug)]
 pub enum Incoming {
-    /// A whole message, however many fragments it had. Text is valid UTF-8.
-    Message { bytes: Bytes, is_text: bool },
+    /// A whole message, however many fragments it had. Text is valid UTF-8. Other frames came before it, after the message before, which
+    /// the buffer that it is a slice of holds too: `is_sparse`.
+    Message { bytes: Bytes, is_text: bool, is_sparse: bool },
     /// None comes any more.
     End(Goodbye),
 }
@@ -80,19 +86,71 @@ pub struct Ws<S> {
     unanswered: Option<Instant>,
     /// Everything the client has sent was read, at some time since the last ping.
     has_caught_up: bool,
+    reading: Reading,
+    /// What `reading` was when the last ping went out.
+    pinged: (u64, u64),
+}
+
+/// What was read.
+#[derive(Debug)]
+struct Reading {
+    /// Bytes that may be read before the core does something else. tungstenite reads until it has a whole message, which fragments may
+    /// put off for as long as they come.
+    at_once: usize,
+    /// Whole messages.
+    messages: u64,
+    /// Bytes since the last whole message, but for control frames.
+    unfinished: u64,
+    is_sparse: bool,
+}
+
+impl Reading {
+    const fn new() -> Self {
+        Self { at_once: limits::WS_READ_AT_ONCE_BYTES, messages: 0, unfinished: 0, is_sparse: false }
+    }
+
+    /// Nothing could be read. Gives whether there was nothing: else it was enough for now, and the task is woken to go on.
+    fn has_paused(&mut self, cx: &Context<'_>) -> bool {
+        let is_enough = self.at_once == 0;
+        self.at_once = limits::WS_READ_AT_ONCE_BYTES;
+        if is_enough {
+            cx.waker().wake_by_ref();
+        }
+        !is_enough
+    }
+
+    fn message(&mut self, bytes: Bytes, is_text: bool) -> Incoming {
+        self.messages += 1;
+        self.unfinished = 0;
+        Incoming::Message { bytes, is_text, is_sparse: std::mem::take(&mut self.is_sparse) }
+    }
+
+    fn control(&mut self, payload: &Bytes) {
+        self.is_sparse = true;
+        self.unfinished = self.unfinished.saturating_sub(CONTROL_HEAD_BYTES + payload.len() as u64);
+    }
 }
 
 /// The socket as tungstenite sees it during one poll.
 struct Wire<'a, 'b, S> {
     stream: &'a mut S,
     out: &'a mut Vec<u8>,
+    reading: &'a mut Reading,
     cx: &'a mut Context<'b>,
 }
 
 impl<S: AsyncRead + Unpin> io::Read for Wire<'_, '_, S> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.reading.at_once == 0 {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
         match Pin::new(&mut *self.stream).poll_read(self.cx, buffer) {
-            Poll::Ready(read) => read,
+            Poll::Ready(read) => {
+                let bytes = read?;
+                self.reading.at_once = self.reading.at_once.saturating_sub(bytes);
+                self.reading.unfinished += bytes as u64;
+                Ok(bytes)
+            }
             Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
         }
     }
@@ -118,7 +176,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Ws<S> {
             .write_buffer_size(0)
             .max_message_size(Some(spec.message_bytes_max))
             .max_frame_size(Some(spec.message_bytes_max));
-        let context = WebSocketContext::from_partially_read(unread.to_vec(), Role::Server, Some(config));
+        // Once slices of it are held, each new buffer gets the size of the first.
+        let context = if unread.is_empty() {
+            WebSocketContext::new(Role::Server, Some(config))
+        } else {
+            let mut first = Vec::with_capacity(limits::WS_READ_BUFFER_BYTES.max(unread.len()));
+            first.extend_from_slice(unread);
+            WebSocketContext::from_partially_read(first, Role::Server, Some(config))
+        };
         Self {
             stream,
             context,
@@ -130,6 +195,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Ws<S> {
             ping: Alarm::after(spec.ping_every),
             unanswered: None,
             has_caught_up: true,
+            reading: Reading::new(),
+            pinged: (0, 0),
         }
     }
 
@@ -145,18 +212,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Ws<S> {
                     Poll::Pending => return Poll::Pending,
                 }
             }
-            let Self { stream, out, context, .. } = self;
-            let end = match context.read(&mut Wire { stream, out, cx }) {
-                Ok(Message::Binary(bytes)) => return Poll::Ready(Incoming::Message { bytes, is_text: false }),
-                Ok(Message::Text(text)) => return Poll::Ready(Incoming::Message { bytes: text.into(), is_text: true }),
+            let Self { stream, out, context, reading, .. } = self;
+            let end = match context.read(&mut Wire { stream, out, reading, cx }) {
+                Ok(Message::Binary(bytes)) => return Poll::Ready(self.reading.message(bytes, false)),
+                Ok(Message::Text(text)) => return Poll::Ready(self.reading.message(text.into(), true)),
                 Ok(Message::Close(_)) => Goodbye::Client,
-                Ok(Message::Pong(_)) => {
+                Ok(Message::Pong(payload)) => {
+                    self.reading.control(&payload);
                     self.unanswered = None;
+                    continue;
+                }
+                Ok(Message::Ping(payload)) => {
+                    self.reading.control(&payload);
                     continue;
                 }
                 Ok(_) => continue,
                 Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.has_caught_up = true;
+                    self.has_caught_up |= self.reading.has_paused(cx);
                     return Poll::Pending;
                 }
                 Err(error) => Goodbye::of(&error),
@@ -179,10 +251,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Ws<S> {
 
     /// Writes what was put. Ready when the socket has taken all of it.
     pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let before = self.sent;
+        let before = self.unsent();
         let polled = self.poll_write(cx);
         match &polled {
-            Poll::Pending if !self.is_blocked || self.sent > before => {
+            Poll::Pending if !self.is_blocked || self.unsent() < before => {
                 // For progress, as an answer's: a slow client that lives is not cut.
                 self.watch.enter(Phase::Write, Some(self.spec.write_timeout));
                 self.is_blocked = true;
@@ -205,7 +277,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Ws<S> {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 Poll::Ready(Ok(taken)) => self.sent += taken,
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Pending => return Poll::Pending,
+                Poll::Pending => {
+                    // A client that is always a little behind must not be remembered whole.
+                    if self.sent >= limits::WRITE_CHUNK_BYTES {
+                        self.out.drain(..self.sent);
+                        self.sent = 0;
+                    }
+                    return Poll::Pending;
+                }
             }
         }
         let polled = Pin::new(&mut self.stream).poll_flush(cx);
@@ -230,12 +309,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Ws<S> {
             self.unanswered = self.unanswered.map(|_| now);
         } else if self.unanswered.is_some_and(|at| now - at >= self.spec.ping_every * PINGS_UNANSWERED_MAX) {
             return Poll::Ready(Goodbye::Ours(Close::silent()));
+        } else if self.is_too_slow() {
+            return Poll::Ready(Goodbye::Ours(Close::slow()));
         }
+        self.pinged = (self.reading.messages, self.reading.unfinished);
         self.unanswered.get_or_insert(now);
         self.put(Opcode::Ping, &[]);
         self.ping = Alarm::after(self.spec.ping_every);
         // Arms it.
         let _ = self.ping.poll(cx);
         Poll::Pending
+    }
+
+    /// Whether the message that comes came too slowly since the last ping, before which it had begun.
+    fn is_too_slow(&self) -> bool {
+        let (messages, unfinished) = self.pinged;
+        let came = self.reading.unfinished.saturating_sub(unfinished);
+        let is_same = messages == self.reading.messages && unfinished > 0 && self.reading.unfinished > 0;
+        is_same && u128::from(came) * 1_000 < u128::from(self.spec.bytes_per_s_min) * self.spec.ping_every.as_millis()
     }
 }

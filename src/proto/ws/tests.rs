@@ -29,6 +29,7 @@ use crate::{
 #[derive(Default)]
 struct Wire {
     incoming: VecDeque<u8>,
+    reads: usize,
     is_ended: bool,
     outgoing: Vec<u8>,
     /// Bytes the client takes before it must be given more room.
@@ -45,6 +46,7 @@ impl AsyncRead for Stream {
         for (slot, byte) in buffer.iter_mut().zip(wire.incoming.drain(..got)) {
             *slot = byte;
         }
+        wire.reads += 1;
         if got > 0 || wire.is_ended { Poll::Ready(Ok(got)) } else { Poll::Pending }
     }
 }
@@ -95,18 +97,29 @@ struct Trial {
 
 impl Trial {
     fn new(ping_every: Duration) -> Self {
+        Self::behind(ping_every, b"")
+    }
+
+    /// `unread` came with the handshake.
+    fn behind(ping_every: Duration, unread: &[u8]) -> Self {
         let wire = Stream::default();
         wire.0.borrow_mut().room = usize::MAX;
         let clock = Clock::default();
         let socket = File::open("/dev/null").expect("it is there").into();
         let watch = Rc::new(Watch::new(Rc::new(socket), clock.clone(), 0));
-        let spec = Spec { message_bytes_max: 1_000_000, ping_every, write_timeout: Duration::from_millis(50) };
-        let ws = Ws::new(wire.clone(), b"", Rc::clone(&watch), spec);
+        let write_timeout = Duration::from_millis(50);
+        let spec = Spec { message_bytes_max: 1_000_000, ping_every, write_timeout, bytes_per_s_min: 1_024 };
+        let ws = Ws::new(wire.clone(), unread, Rc::clone(&watch), spec);
         Self { wire, watch, clock, ws }
     }
 
     fn sends(&self, bytes: &[u8]) {
         self.wire.0.borrow_mut().incoming.extend(bytes);
+    }
+
+    /// What it sent that was not read.
+    fn left(&self) -> usize {
+        self.wire.0.borrow().incoming.len()
     }
 
     fn poll(&mut self) -> Poll<Incoming> {
@@ -128,9 +141,12 @@ impl Trial {
 
     #[track_caller]
     fn end(&mut self) -> Goodbye {
-        match self.poll() {
-            Poll::Ready(Incoming::End(goodbye)) => goodbye,
-            other => panic!("no end: {other:?}"),
+        loop {
+            match self.poll() {
+                Poll::Ready(Incoming::End(goodbye)) => return goodbye,
+                Poll::Pending if self.left() > 0 => {}
+                other => panic!("no end: {other:?}"),
+            }
         }
     }
 }
@@ -155,7 +171,9 @@ fn messages_are_whole_and_share_their_buffer() {
             masked(0x81, b""),
         ];
         trial.sends(&frames.concat());
-        let Poll::Ready(Incoming::Message { bytes, is_text: false }) = trial.poll() else { panic!("a binary message") };
+        let Poll::Ready(Incoming::Message { bytes, is_text: false, .. }) = trial.poll() else {
+            panic!("a binary message")
+        };
         assert!(!bytes.is_unique(), "it is a slice of what was read");
         assert_eq!((&bytes[..], trial.message()), (&b"one"[..], b"two".to_vec()));
         assert_eq!(trial.message(), b"", "an empty message is one");
@@ -267,6 +285,85 @@ fn pings_go_out_and_silence_ends_it() {
         };
         assert!(matches!(goodbye, Goodbye::Ours(close) if close.code == 1008));
         assert_eq!(pings, 5 + 2, "three in a row are left unanswered");
+    });
+}
+
+#[test]
+fn a_poll_reads_so_much_and_no_more() {
+    on_a_core(async {
+        let mut trial = Trial::new(LONG);
+        // A message that never ends.
+        trial.sends(&[masked(0x02, b"a"), masked(0x00, b"").repeat(100_000)].concat());
+        let all = trial.left();
+        assert!(trial.poll().is_pending());
+        assert!(all - trial.left() < limits::WS_READ_AT_ONCE_BYTES + limits::WS_READ_BUFFER_BYTES);
+        while trial.left() > 0 {
+            assert!(trial.poll().is_pending());
+        }
+        trial.sends(&masked(0x80, b"b"));
+        assert_eq!(trial.message(), b"ab");
+    });
+}
+
+#[test]
+fn messages_that_are_kept_do_not_make_reads_small() {
+    on_a_core(async {
+        for unread in [&b""[..], &masked(0x82, b"unread")] {
+            let mut trial = Trial::behind(LONG, unread);
+            trial.sends(&masked(0x82, &[7; 100]).repeat(10_000));
+            let mut kept = Vec::new();
+            while let Poll::Ready(Incoming::Message { bytes, .. }) = trial.poll() {
+                kept.push(bytes);
+            }
+            while kept.len() < 10_000 {
+                if let Poll::Ready(Incoming::Message { bytes, .. }) = trial.poll() {
+                    kept.push(bytes);
+                }
+            }
+            let reads = trial.wire.0.borrow().reads;
+            assert!(reads < 300, "{reads} reads of 10,000 messages");
+        }
+    });
+}
+
+#[test]
+fn what_was_taken_is_not_kept() {
+    on_a_core(async {
+        let mut trial = Trial::new(LONG);
+        for _ in 0..1_000 {
+            trial.ws.put(Opcode::Text, &[&[b'x'; 10_000]]);
+            // Always a little behind.
+            trial.wire.0.borrow_mut().room = if trial.ws.unsent() > 30_000 { 10_000 } else { 5_000 };
+            assert!(trial.ws.poll_flush(&mut Context::from_waker(Waker::noop())).is_pending());
+            trial.wire.0.borrow_mut().outgoing.clear();
+        }
+        assert!(trial.ws.out.capacity() <= 4 * limits::WRITE_CHUNK_BYTES, "{}", trial.ws.out.capacity());
+    });
+}
+
+#[test]
+fn a_message_that_does_not_come_ends_the_session() {
+    on_a_core(async {
+        for (frame, is_slow) in [(&masked(0x82, &[7; 100])[..50], true), (&masked(0x82, &[7; 100])[..], false)] {
+            let mut trial = Trial::new(Duration::from_millis(20));
+            trial.sends(frame);
+            let _ = trial.poll();
+            let (mut pings, mut close) = (0, None);
+            while pings < 4 && close.is_none() {
+                let _ = trial.poll();
+                if let Poll::Ready(Goodbye::Ours(said)) = trial.ws.poll_pulse(&mut Context::from_waker(Waker::noop())) {
+                    close = Some(said);
+                }
+                let pinged = trial.flush().len() / 2;
+                pings += pinged;
+                trial.sends(&masked(0x8a, b"").repeat(pinged));
+                glommio::timer::sleep(Duration::from_millis(1)).await;
+            }
+            assert_eq!(
+                close.map(|close| (close.code, close.reason.contains("slower"))),
+                is_slow.then_some((1008, true))
+            );
+        }
     });
 }
 

@@ -141,6 +141,10 @@ impl Watch {
 
     /// The same, with a time of the coarse clock.
     pub fn enter_until(&self, phase: Phase, deadline_ms: u64) {
+        if matches!(phase, Phase::Write | Phase::Discard) {
+            // What tells a client of its deadline has one of its own.
+            self.expired.set(false);
+        }
         self.deadline_ms.set(deadline_ms);
         self.phase.set(phase);
     }

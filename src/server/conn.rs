@@ -21,6 +21,7 @@ use crate::{
         frame::{DrainPhase, Frame},
     },
     config::resolve::Roles,
+    limits,
     mesh::ShardId,
     proto::{
         Head, Malformed, Reply, Stream, Version,
@@ -216,7 +217,12 @@ async fn serve_h1(
     arrival: Arrival,
     mut steers: bool,
 ) -> Option<(ShardId, H1<Stream>)> {
+    let mut answered = 0_usize;
     loop {
+        answered = (answered + 1) % limits::REQUESTS_IN_A_ROW_MAX;
+        if answered == 0 {
+            futures_lite::future::yield_now().await;
+        }
         let next = h1.next(|head, began| api::plan(ctx, head, arrival, began)).await;
         let (planned, mut pending) = match next {
             Ok(Some(next)) => next,
@@ -362,7 +368,7 @@ impl h2::PlanFn for H2Service {
 
     fn plan(&self, head: &Head<'_>) -> Planned {
         self.life.count_request();
-        match h2::check_size(head, &self.ctx.config.borrow().http) {
+        match h2::check(head, &self.ctx.config.borrow().http) {
             Ok(()) => api::plan(&self.ctx, head, self.arrival, Instant::now()),
             Err(cause) => api::plan_malformed(&self.ctx, head, cause),
         }

@@ -241,7 +241,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> H1<S> {
 }
 
 /// Writes all of it. The deadline is for progress: a slow client that lives is not cut, however long the whole takes it.
-async fn write<S: AsyncWrite + Unpin>(
+pub(super) async fn write<S: AsyncWrite + Unpin>(
     stream: &mut S,
     watch: &Watch,
     write_timeout: Duration,

@@ -196,7 +196,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> H1<S> {
         self.begin_body();
         if std::mem::take(&mut pending.expects_continue) && self.start == self.end {
             self.say_continue().await?;
-            self.begin_body();
         }
         let body = match length {
             Some(length) => self.sized(length).await?,
@@ -233,9 +232,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> H1<S> {
 
     /// Asks for the body that the client holds back (RFC 9110 section 10.1.1).
     async fn say_continue(&mut self) -> Result<(), Malformed> {
-        self.stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.map_err(|_| Malformed::Cut)?;
-        // Over TLS what was written may still be here, and nothing else would send it.
-        self.stream.flush().await.map_err(|_| Malformed::Cut)
+        // A client that reads nothing has the time to write, not that of a body.
+        let text = b"HTTP/1.1 100 Continue\r\n\r\n";
+        let written = answer::write(&mut self.stream, &self.watch, self.config.write_timeout, text).await;
+        self.begin_body();
+        written.map_err(|_| Malformed::Cut)
     }
 
     async fn sized(&mut self, length: usize) -> Result<Bytes, Malformed> {

@@ -127,6 +127,11 @@ impl Handing {
         Frame::data(Piece { bytes, handing: Rc::clone(self) })
     }
 
+    /// Its client has not taken it for too long.
+    pub(super) fn count_stuck(&self) {
+        self.open.0.metrics.cells.expired_write.add(1);
+    }
+
     fn wait(&self, cx: &Context<'_>) {
         self.waker.replace(Some(cx.waker().clone()));
     }

@@ -86,8 +86,8 @@ struct Parser {
 const HEAD_BYTES: usize = 9;
 
 impl Parser {
-    fn new(skip: u32) -> Self {
-        Self { skip, gathered: [0; 17], have: 0, want: HEAD_BYTES, kind: DATA }
+    fn new(skip: u32, kind: u8) -> Self {
+        Self { skip, gathered: [0; 17], have: 0, want: HEAD_BYTES, kind }
     }
 
     /// Nothing of a frame has passed that is not whole.
@@ -162,8 +162,9 @@ impl Frames {
     /// Before the client's preface.
     pub(super) fn new() -> Self {
         Self {
-            read: Parser::new(u32::try_from(H2_PREFACE.len()).unwrap_or(0)),
-            written: Parser::new(0),
+            // What is before the first frame is as much to be waited for as a head.
+            read: Parser::new(u32::try_from(H2_PREFACE.len()).unwrap_or(0), SETTINGS),
+            written: Parser::new(0, DATA),
             second: Second::default(),
             resets: 0,
             continuations: 0,
@@ -354,7 +355,9 @@ mod tests {
     fn a_head_that_was_begun_is_known() {
         let mut counted = Frames::new();
         counted.read(&H2_PREFACE[..20], 0).expect("no frame");
+        assert!(counted.is_cut_short());
         counted.read(&H2_PREFACE[20..], 0).expect("no frame");
+        assert!(!counted.is_cut_short());
         for (bytes, is_cut_short) in [
             (frame(HEADERS, 0, b"abc"), true),
             (frame(CONTINUATION, 0, b"abc"), true),

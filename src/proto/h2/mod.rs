@@ -194,7 +194,12 @@ impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for LocalExecutor 
                 Some(Ok(())) => {}
                 Some(Err(_)) => tracing::error!("a stream task panicked"),
                 // Dropping the task resets the stream.
-                None => tracing::debug!("a client did not take its answer; the stream is reset"),
+                None => {
+                    if let Some(handing) = &handing {
+                        handing.count_stuck();
+                    }
+                    tracing::debug!("a client did not take its answer; the stream is reset");
+                }
             }
         })
         .detach();
@@ -228,6 +233,7 @@ where
         let metrics = Arc::clone(&metrics);
         move |took| metrics.pub_stages.write.record(took)
     };
+    let executor = LocalExecutor { born: Rc::default(), write_timeout };
     let io = HyperIo {
         stream,
         pulse: Rc::clone(&pulse),
@@ -237,7 +243,6 @@ where
         frames: Frames::new(),
         metrics,
     };
-    let executor = LocalExecutor { born: Rc::default(), write_timeout };
     let (born, flushing) = (Rc::clone(&executor.born), Rc::clone(&flushes));
     let service = service_fn(move |request: http::Request<Incoming>| {
         let handing = Handing::new(Rc::clone(&flushing), OpenRequest::new(&pulse));
@@ -307,8 +312,8 @@ fn announced<B>(request: &http::Request<B>) -> Option<u64> {
     request.headers().get(http::header::CONTENT_LENGTH).and_then(|value| parse_length(value.as_bytes()).ok())
 }
 
-/// Whether a head that HTTP/2's own coding let through is over the contract's limits.
-pub fn check_size(head: &Head<'_>, config: &HttpConfig) -> Result<(), Malformed> {
+/// Whether a head that HTTP/2's own coding let through is over the contract's limits, or expects what nobody can meet.
+pub fn check(head: &Head<'_>, config: &HttpConfig) -> Result<(), Malformed> {
     let target = head.path.len() + head.query.map_or(0, |query| query.len() + 1);
     if target > config.target_bytes_max {
         return Err(Malformed::TargetTooLong);
@@ -316,6 +321,9 @@ pub fn check_size(head: &Head<'_>, config: &HttpConfig) -> Result<(), Malformed>
     let fields: usize = head.fields.iter().map(|(name, value)| name.len() + value.len() + ": \r\n".len()).sum();
     if target + fields > config.head_bytes_max {
         return Err(Malformed::HeadTooLarge);
+    }
+    if head.fields_named("expect").any(|value| !value.eq_ignore_ascii_case(b"100-continue")) {
+        return Err(Malformed::Expectation);
     }
     Ok(())
 }

@@ -35,9 +35,15 @@ impl RequestBody {
         Pace::new(config, self.pulse.watch.now_ms())
     }
 
-    /// Reads the whole body, at most `bytes_max` of it.
+    /// Reads the whole body, at most `bytes_max` of it; the rest of a larger one is passed by.
     pub async fn read(self, bytes_max: usize, pace: Pace) -> Result<Bytes, Malformed> {
-        self.paced(pace).whole(bytes_max).await
+        let mut body = self.paced(pace);
+        let whole = body.whole(bytes_max).await;
+        if whole == Err(Malformed::BodyTooLarge) {
+            // On the heap: few bodies are, and each request has room for this future.
+            Box::pin(body.skip()).await;
+        }
+        whole
     }
 
     /// Passes by what comes of it, within reason: an answer before the end of the body resets the stream, which many clients take for a

@@ -88,8 +88,13 @@ impl Admin {
             let results = block_on(self.client.create_topics([&new], &options())).expect("CreateTopics is answered");
             match results.into_iter().next().expect("one topic, one result") {
                 Ok(_) => true,
-                // Or it has not seen yet that a broker is back.
-                Err((_, RDKafkaErrorCode::TopicAlreadyExists | RDKafkaErrorCode::InvalidReplicationFactor)) => false,
+                // Or it has not seen yet that a broker is back, or falls over one that has just come (UNKNOWN_SERVER_ERROR).
+                Err((
+                    _,
+                    RDKafkaErrorCode::TopicAlreadyExists
+                    | RDKafkaErrorCode::InvalidReplicationFactor
+                    | RDKafkaErrorCode::Unknown,
+                )) => false,
                 Err(error) => panic!("cannot create {topic}: {error:?}"),
             }
         });

@@ -95,11 +95,11 @@ bench-peers: ## Measure kateway beside its peers and its limits, on one broker, 
 	perf/peers/run --gateway $(KATEWAY) --load $(TARGET)/release/load --direct $(TARGET)/release/direct \
 	  --testbed '$(abspath $(TARGET)/release/testbed) --brokers 1' $(BENCH)
 
-flame: ## Record where the CPU time goes, publishing and subscribing on Kafka, into flamegraphs/
+flame: ## Record where the CPU time goes, publishing and subscribing on Kafka, into flamegraphs/ (BENCH='--scenario publish-ws')
 	@.ci/tools build test bench
 	$(CARGO) build $(PROFILE) --workspace --bins
 	$(CARGO) install --quiet --locked --version $(INFERNO) --root $(TARGET)/tools inferno
-	perf/flame
+	perf/flame $(BENCH)
 
 instructions: build ## Count instructions, allocations and copies per request, by valgrind; the same on a busy machine (BENCH= for options)
 	@.ci/tools build instructions

@@ -37,7 +37,6 @@ pub const BODY_PIECE_BYTES: usize = 64 * 1024;
 pub const CODING_STEP_BYTES: usize = 64 * 1024;
 /// What one step of decompressing takes in.
 pub const CODING_INPUT_BYTES: usize = 16 * 1024;
-/// A compressed body is decompressed once up to here;
 /// A gzip body that says it becomes no more is decompressed once; a longer one a first time for its length, and again when that is allowed.
 /// A zstd body that becomes no more is decompressed in one step; a longer one in several.
 pub const INFLATED_AT_ONCE_BYTES_MAX: usize = MESSAGE_BYTES_MAX;

@@ -1,4 +1,4 @@
-//! What a host can do to a gateway: hold one of its threads, forbid it io_uring, grant it little locked memory or few files.
+//! What a host can do to a gateway: hold one of its threads, forbid it io_uring or huge pages, grant it little locked memory or few files.
 //!
 //! Method: with the kernel's own means, so that the gateway cannot tell the hindrance from the real thing. A held thread is
 //! traced and stopped (ptrace(2)); what a process may do is taken from it between fork and exec (seccomp(2), setrlimit(2)).
@@ -99,6 +99,20 @@ pub fn limit_locked_memory(command: &mut Command, bytes: u64) {
 /// The child may have `count` descriptors, and cannot raise that if it is not root.
 pub fn limit_open_files(command: &mut Command, count: u64) {
     limit(command, libc::RLIMIT_NOFILE, count);
+}
+
+/// The child's memory comes in small pages, so that its growth is what it uses (prctl(2)).
+pub fn forbid_huge_pages(command: &mut Command) {
+    let forbid = || {
+        // SAFETY: this prctl takes numbers alone.
+        if unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) } == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    };
+    // SAFETY: prctl is async-signal-safe, and the closure touches nothing.
+    unsafe { command.pre_exec(forbid) };
 }
 
 fn limit(command: &mut Command, resource: libc::__rlimit_resource_t, most: u64) {

@@ -36,6 +36,7 @@ pub struct Builder {
     alarms_expected: bool,
     /// `run`, or `takeover`.
     start: &'static str,
+    hinder: Option<fn(&mut Command)>,
 }
 
 impl Builder {
@@ -77,6 +78,13 @@ impl Builder {
     #[must_use]
     pub fn at(mut self, publish: SocketAddr, subscribe: SocketAddr) -> Self {
         [self.addresses[0], self.addresses[1]] = [publish, subscribe];
+        self
+    }
+
+    /// What the host does to it; see [`crate::hinder`].
+    #[must_use]
+    pub fn hindered(mut self, hinder: fn(&mut Command)) -> Self {
+        self.hinder = Some(hinder);
         self
     }
 
@@ -125,6 +133,9 @@ impl Builder {
         }
         for (key, value) in &self.settings {
             command.arg("--set").arg(format!("{key}={value}"));
+        }
+        if let Some(hinder) = self.hinder {
+            hinder(&mut command);
         }
         command
     }
@@ -177,6 +188,7 @@ impl Kateway {
             addresses: [SocketAddr::from(([127, 0, 0, 1], 0)); 3],
             alarms_expected: false,
             start: "run",
+            hinder: None,
         };
         // Tests that look at the notice period ask for one; all others would only wait for it. Many gateways and three brokers share the
         // CPUs of a small machine: pinned to the same one they would starve each other, and half a second without it is no fault of

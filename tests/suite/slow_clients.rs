@@ -14,7 +14,8 @@ use kateway_tests::{figures, process};
 
 use crate::Case;
 
-pub const CASES: &[Case] = &[Case::new("slow_clients::a_probe_is_answered_throughout", a_probe_is_answered_throughout)];
+pub const CASES: &[Case] =
+    &[Case::new("slow_clients::a_probe_is_answered_throughout", a_probe_is_answered_throughout).alone()];
 
 const SECONDS: &str = "12";
 const CONNECTIONS: &str = "300";

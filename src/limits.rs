@@ -41,7 +41,7 @@ pub const CODING_INPUT_BYTES: usize = 16 * 1024;
 /// A zstd body that becomes no more is decompressed in one step; a longer one in several.
 pub const INFLATED_AT_ONCE_BYTES_MAX: usize = MESSAGE_BYTES_MAX;
 /// Frames and blocks of a zstd body that is decompressed in one step; one of more takes several.
-pub const INFLATED_AT_ONCE_PARTS_MAX: usize = 1_024;
+pub const INFLATED_AT_ONCE_PARTS_MAX: usize = 128;
 /// Answers a core compresses at a time (a stream as long as it lasts); over it they go as they are.
 pub const ENCODERS_MAX: usize = 1_000;
 /// `Idempotency-Key`; over it: 400.
@@ -92,6 +92,8 @@ pub const H2_CONTINUATIONS_MAX: u32 = 20;
 
 /// What a WebSocket reads at a time; an idle one keeps so much.
 pub const WS_READ_BUFFER_BYTES: usize = 16 * 1024;
+/// How often it is looked at whether a message that was begun on a WebSocket goes on, with a ping.
+pub const WS_PACE_MS: u64 = 20_000;
 /// What one WebSocket reads before its core looks at others: some ten thousand of the smallest frames.
 pub const WS_READ_AT_ONCE_BYTES: usize = 64 * 1024;
 /// Messages of one WebSocket that wait for their reports; over it its socket is not read.

@@ -88,7 +88,7 @@ cells! {
     connections_refused: "counter" "kateway_connections_refused_total",
     /// Connections handed to the shard that their first read belongs to.
     connections_steered: "counter" "kateway_connections_steered_total",
-    /// Connections ended, or bodies of HTTP/2 requests given up, because a client let a deadline pass: no request.
+    /// Connections ended, or bodies of HTTP/2 requests given up, or HTTP/2 answers not taken, because a client let a deadline pass: no request.
     expired_idle: "counter" "kateway_connections_expired_total" kind = "idle",
     /// The same: a PROXY header, the TLS handshake.
     expired_preface: "counter" "kateway_connections_expired_total" kind = "preface",

@@ -216,9 +216,13 @@ impl Watch {
 
     /// How long the connection may still be used: its age is at most `age_max`, and at least three quarters of it.
     pub fn time_left(&self, age_max: Option<Duration>) -> Option<Duration> {
+        Some(self.own_age(age_max)?.saturating_sub(Duration::from_millis(self.age_ms())))
+    }
+
+    /// The part of `age_max` that is this connection's.
+    pub fn own_age(&self, age_max: Option<Duration>) -> Option<Duration> {
         let age_max = age_max?;
-        let own = age_max.saturating_sub(age_max / 4 * u32::from(self.spread) / 255);
-        Some(own.saturating_sub(Duration::from_millis(self.age_ms())))
+        Some(age_max.saturating_sub(age_max / 4 * u32::from(self.spread) / 255))
     }
 
     /// How long it has been in its phase, as far as calls of this have seen: each phase has a deadline of its own.

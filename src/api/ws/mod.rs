@@ -18,6 +18,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::Poll,
+    time::Duration,
 };
 
 use futures_lite::{AsyncRead, AsyncWrite};
@@ -239,6 +240,8 @@ impl Session {
         };
         if goodbye == Goodbye::Ours(Close::silent()) {
             ctx.metrics.cells.ws_silent.add(1);
+        } else if goodbye == Goodbye::Ours(Close::slow()) {
+            ctx.metrics.cells.expired_body_rate.add(1);
         }
         ws.end(goodbye).await;
     }
@@ -255,6 +258,7 @@ fn spec(ctx: &Context, kind: &Kind) -> Spec {
     Spec {
         message_bytes_max,
         ping_every: config.http.ws_ping,
+        pace_every: config.http.ws_ping.max(Duration::from_millis(limits::WS_PACE_MS)),
         write_timeout: config.http.write_timeout,
         bytes_per_s_min: config.http.body_bytes_per_s_min,
     }
@@ -262,7 +266,8 @@ fn spec(ctx: &Context, kind: &Kind) -> Spec {
 
 fn closing(ctx: &Rc<Context>, watch: &Watch) -> Closing {
     let ctx = Rc::clone(ctx);
-    let left = watch.time_left(ctx.config.borrow().http.max_age);
+    // It may have been used for requests before, by a proxy that keeps connections.
+    let lasts = watch.own_age(ctx.config.borrow().http.max_age);
     Box::pin(async move {
         let drained = async {
             while ctx.drain_phase() != DrainPhase::Closing {
@@ -270,11 +275,11 @@ fn closing(ctx: &Rc<Context>, watch: &Watch) -> Closing {
             }
             "drain"
         };
-        let Some(left) = left else { return drained.await };
+        let Some(lasts) = lasts else { return drained.await };
         let aged = async {
-            let mut age = Alarm::after(left);
+            let mut age = Alarm::after(lasts);
             poll_fn(|cx| age.poll(cx)).await;
-            "the connection has lasted http.max_age_s"
+            "the session has lasted http.max_age_s"
         };
         futures_lite::future::or(drained, aged).await
     })

@@ -195,7 +195,7 @@ struct UnderWay {
 /// A message as it came.
 struct Frame {
     bytes: Bytes,
-    /// Of what it came in, which a slice keeps.
+    /// It is a small part of what it was read with.
     is_sparse: bool,
 }
 
@@ -254,7 +254,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
         let ctx = self.ctx;
         let Ok(data) = ctx.plane() else { return Poll::Ready(Goodbye::Gone) };
         if let Poll::Ready(goodbye) = self.ws.poll_pulse(cx) {
-            return Poll::Ready(goodbye);
+            if goodbye != Goodbye::Ours(Close::slow()) {
+                return Poll::Ready(goodbye);
+            }
+            // It listens, so it is told what is under way.
+            self.ending.get_or_insert(goodbye);
         }
         if self.ending.is_none()
             && let Poll::Ready(reason) = self.closing.as_mut().poll(cx)
@@ -293,6 +297,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
                 if !std::mem::replace(&mut self.is_paused, true) {
                     self.ctx.metrics.cells.ws_paused.add(1);
                 }
+                self.ws.pause();
                 return Stop::Full;
             }
             let message = match self.held.take() {
@@ -495,8 +500,8 @@ impl Terms {
             Record { key, value, is_tombstone: false, headers, partition: *partition }
         };
         // A slice keeps the buffer it was read into, which is counted only as far as frames under way fill it.
-        let keeps_more = *is_sparse || self.is_queued() || record.value.len() < bytes.len() / 2;
-        if keeps_more && record.value.len() < limits::COPIED_BYTES_MAX {
+        let is_small = record.value.len() < limits::COPIED_BYTES_MAX;
+        if record.value.len() < bytes.len() / 2 || (is_small && (*is_sparse || self.is_queued())) {
             record.value = Bytes::copy_from_slice(&record.value);
         }
         Ok(record)

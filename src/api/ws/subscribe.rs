@@ -101,7 +101,10 @@ struct Session<'a, S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
     fn poll(&mut self, cx: &mut task::Context<'_>) -> Poll<Goodbye> {
         if let Poll::Ready(goodbye) = self.ws.poll_pulse(cx) {
-            return Poll::Ready(goodbye);
+            if goodbye != Goodbye::Ours(Close::slow()) {
+                return Poll::Ready(goodbye);
+            }
+            self.ending.get_or_insert(goodbye);
         }
         self.listen(cx);
         if self.ending.is_none()
@@ -126,7 +129,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
     fn listen(&mut self, cx: &mut task::Context<'_>) {
         for _ in 0..limits::LOOP_ITEMS_MAX {
             if let Some(acting) = &mut self.acting {
-                let Poll::Ready(answer) = acting.as_mut().poll(cx) else { return };
+                let Poll::Ready(answer) = acting.as_mut().poll(cx) else {
+                    self.ws.pause();
+                    return;
+                };
                 self.acting = None;
                 if let Some(answer) = answer {
                     self.ws.put(Opcode::Text, &[answer.as_bytes()]);

@@ -223,7 +223,7 @@ pub const KEYS: &[Key] = &[
         path: "http.body_bytes_per_s_min",
         kind: Kind::Int { min: 0, max: 1_048_576 },
         default: Preset::Int(1_024),
-        doc: "Bytes a second at which a request body has to arrive: each byte buys its part of a second, up to 30 s ahead; slower: 408. \
+        doc: "Bytes a second at which a request body has to arrive: each byte buys its part of a second, up to 30 s ahead; slower: 408, a WebSocket's message: 1008. \
               0: no such floor.",
         hot: true,
     },
@@ -281,7 +281,7 @@ pub const KEYS: &[Key] = &[
         path: "http.max_age_s",
         kind: Kind::Int { min: 0, max: 31_536_000 },
         default: Preset::Int(0),
-        doc: "Seconds a connection is used, less up to a quarter, so that connections opened together do not end together: the first answer after that is its last, and an HTTP/2 connection is told at once (GOAWAY), a WebSocket closed (1001). What is under way is finished: sub.max_stream_s bounds endless answers. 0: as long as its client likes.",
+        doc: "Seconds a connection is used, less up to a quarter, so that connections opened together do not end together: the first answer after that is its last, and an HTTP/2 connection is told at once (GOAWAY), a WebSocket, whose age counts from its handshake, closed (1001). What is under way is finished: sub.max_stream_s bounds endless answers. 0: as long as its client likes.",
         hot: true,
     },
     Key {

@@ -129,7 +129,10 @@ impl Handing {
 
     /// Its client has not taken it for too long.
     pub(super) fn count_stuck(&self) {
-        self.open.0.metrics.cells.expired_write.add(1);
+        // Of a connection that takes nothing at all is told once.
+        if !self.open.0.is_blocked() {
+            self.open.0.metrics.cells.expired_write.add(1);
+        }
     }
 
     fn wait(&self, cx: &Context<'_>) {

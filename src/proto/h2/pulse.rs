@@ -103,6 +103,11 @@ impl Pulse {
         }
     }
 
+    /// The socket takes nothing of what is written.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.is_blocked.get()
+    }
+
     /// Bytes of an answer went through its window.
     pub(super) fn moved(&self) {
         if !self.is_blocked.get() {

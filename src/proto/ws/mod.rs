@@ -47,6 +47,8 @@ use crate::limits;
 const PINGS_UNANSWERED_MAX: u32 = 3;
 /// Of a client's control frame: two bytes and the mask.
 const CONTROL_HEAD_BYTES: u64 = 6;
+/// Bytes that were read and are of no message from which on messages are few among them: what is read ahead is less.
+const SPARSE_BYTES: usize = 2 * limits::WS_READ_BUFFER_BYTES;
 
 /// How a session is to be.
 #[derive(Clone, Copy, Debug)]
@@ -55,15 +57,16 @@ pub struct Spec {
     pub message_bytes_max: usize,
     pub ping_every: Duration,
     pub write_timeout: Duration,
-    /// Of a message that was begun; looked at with each ping.
+    /// Of a message that was begun, and how often it is looked at, with a ping.
     pub bytes_per_s_min: u64,
+    pub pace_every: Duration,
 }
 
 /// What came.
 #[derive(Debug)]
 pub enum Incoming {
-    /// A whole message, however many fragments it had. Text is valid UTF-8. Other frames came before it, after the message before, which
-    /// the buffer that it is a slice of holds too: `is_sparse`.
+    /// A whole message, however many fragments it had. Text is valid UTF-8. The buffer that it may be a slice of holds much that is no
+    /// message: `is_sparse`.
     Message { bytes: Bytes, is_text: bool, is_sparse: bool },
     /// None comes any more.
     End(Goodbye),
@@ -87,8 +90,8 @@ pub struct Ws<S> {
     /// Everything the client has sent was read, at some time since the last ping.
     has_caught_up: bool,
     reading: Reading,
-    /// What `reading` was when the last ping went out.
-    pinged: (u64, u64),
+    /// Since when it is looked at whether a message that was begun goes on, what number it has, and what there was of it.
+    paced: (Instant, u64, u64),
 }
 
 /// What was read.
@@ -99,14 +102,15 @@ struct Reading {
     at_once: usize,
     /// Whole messages.
     messages: u64,
-    /// Bytes since the last whole message, but for control frames.
+    /// Bytes read since the last whole message, but for control frames: what was read with that message is not in it.
     unfinished: u64,
-    is_sparse: bool,
+    /// Bytes that are of no message so far; dense messages make good for what was sparse before.
+    beside: usize,
 }
 
 impl Reading {
     const fn new() -> Self {
-        Self { at_once: limits::WS_READ_AT_ONCE_BYTES, messages: 0, unfinished: 0, is_sparse: false }
+        Self { at_once: limits::WS_READ_AT_ONCE_BYTES, messages: 0, unfinished: 0, beside: 0 }
     }
 
     /// Nothing could be read. Gives whether there was nothing: else it was enough for now, and the task is woken to go on.
@@ -122,12 +126,22 @@ impl Reading {
     fn message(&mut self, bytes: Bytes, is_text: bool) -> Incoming {
         self.messages += 1;
         self.unfinished = 0;
-        Incoming::Message { bytes, is_text, is_sparse: std::mem::take(&mut self.is_sparse) }
+        let frame_bytes = bytes.len() + head_bytes(bytes.len());
+        self.beside = self.beside.saturating_sub(frame_bytes + frame_bytes / 8);
+        Incoming::Message { bytes, is_text, is_sparse: self.beside > SPARSE_BYTES }
     }
 
     fn control(&mut self, payload: &Bytes) {
-        self.is_sparse = true;
         self.unfinished = self.unfinished.saturating_sub(CONTROL_HEAD_BYTES + payload.len() as u64);
+    }
+}
+
+/// Of a client's frame with so much payload (RFC 6455 section 5.2).
+fn head_bytes(payload: usize) -> usize {
+    match payload {
+        ..126 => 6,
+        126..=0xffff => 8,
+        _ => 14,
     }
 }
 
@@ -149,6 +163,7 @@ impl<S: AsyncRead + Unpin> io::Read for Wire<'_, '_, S> {
                 let bytes = read?;
                 self.reading.at_once = self.reading.at_once.saturating_sub(bytes);
                 self.reading.unfinished += bytes as u64;
+                self.reading.beside += bytes;
                 Ok(bytes)
             }
             Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
@@ -196,7 +211,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Ws<S> {
             unanswered: None,
             has_caught_up: true,
             reading: Reading::new(),
-            pinged: (0, 0),
+            paced: (Instant::now(), 0, 0),
         }
     }
 
@@ -309,10 +324,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Ws<S> {
             self.unanswered = self.unanswered.map(|_| now);
         } else if self.unanswered.is_some_and(|at| now - at >= self.spec.ping_every * PINGS_UNANSWERED_MAX) {
             return Poll::Ready(Goodbye::Ours(Close::silent()));
-        } else if self.is_too_slow() {
+        } else if self.is_too_slow(now) {
             return Poll::Ready(Goodbye::Ours(Close::slow()));
         }
-        self.pinged = (self.reading.messages, self.reading.unfinished);
         self.unanswered.get_or_insert(now);
         self.put(Opcode::Ping, &[]);
         self.ping = Alarm::after(self.spec.ping_every);
@@ -321,11 +335,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Ws<S> {
         Poll::Pending
     }
 
-    /// Whether the message that comes came too slowly since the last ping, before which it had begun.
-    fn is_too_slow(&self) -> bool {
-        let (messages, unfinished) = self.pinged;
+    /// It is us who do not read for now: what does not come meanwhile is no fault of the client.
+    pub fn pause(&mut self) {
+        self.paced.2 = 0;
+    }
+
+    /// Whether the message that comes came too slowly since it was last looked at, before which it had begun.
+    fn is_too_slow(&mut self, now: Instant) -> bool {
+        let (since, message, unfinished) = self.paced;
+        let took = now - since;
+        if took < self.spec.pace_every {
+            return false;
+        }
+        self.paced = (now, self.reading.messages, self.reading.unfinished);
         let came = self.reading.unfinished.saturating_sub(unfinished);
-        let is_same = messages == self.reading.messages && unfinished > 0 && self.reading.unfinished > 0;
-        is_same && u128::from(came) * 1_000 < u128::from(self.spec.bytes_per_s_min) * self.spec.ping_every.as_millis()
+        let is_same = message == self.reading.messages && unfinished > 0 && self.reading.unfinished > 0;
+        is_same && u128::from(came) * 1_000 < u128::from(self.spec.bytes_per_s_min) * took.as_millis()
     }
 }

@@ -108,7 +108,13 @@ impl Trial {
         let socket = File::open("/dev/null").expect("it is there").into();
         let watch = Rc::new(Watch::new(Rc::new(socket), clock.clone(), 0));
         let write_timeout = Duration::from_millis(50);
-        let spec = Spec { message_bytes_max: 1_000_000, ping_every, write_timeout, bytes_per_s_min: 1_024 };
+        let spec = Spec {
+            message_bytes_max: 1_000_000,
+            ping_every,
+            write_timeout,
+            bytes_per_s_min: 1_024,
+            pace_every: ping_every,
+        };
         let ws = Ws::new(wire.clone(), unread, Rc::clone(&watch), spec);
         Self { wire, watch, clock, ws }
     }
@@ -322,6 +328,35 @@ fn messages_that_are_kept_do_not_make_reads_small() {
             }
             let reads = trial.wire.0.borrow().reads;
             assert!(reads < 300, "{reads} reads of 10,000 messages");
+        }
+    });
+}
+
+#[test]
+fn messages_that_are_few_among_much_are_told() {
+    on_a_core(async {
+        let message = masked(0x82, b"m");
+        let pongs = masked(0x8a, &[0; 125]).repeat(124);
+        let fragments = [masked(0x02, b"m"), masked(0x00, b"").repeat(2_700), masked(0x80, b"")].concat();
+        for (frames, is_sparse) in [
+            ([&message[..], &pongs].concat(), true),
+            ([&message[..], &message, &pongs].concat(), true),
+            ([&message[..], &fragments].concat(), true),
+            (masked(0x82, &[7; 100]).repeat(200), false),
+            (masked(0x82, &vec![7; 60_000]), false),
+        ] {
+            let mut trial = Trial::new(LONG);
+            trial.sends(&frames.repeat(10));
+            let mut last = None;
+            while trial.left() > 0 || last.is_none() {
+                if let Poll::Ready(Incoming::Message { is_sparse, .. }) = trial.poll() {
+                    last = Some(is_sparse);
+                }
+            }
+            while let Poll::Ready(Incoming::Message { is_sparse, .. }) = trial.poll() {
+                last = Some(is_sparse);
+            }
+            assert_eq!(last, Some(is_sparse), "{} bytes", frames.len());
         }
     });
 }

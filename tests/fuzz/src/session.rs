@@ -65,6 +65,7 @@ fn run(sent: &[u8], manner: Manner) -> Seen {
         ping_every: Duration::ZERO,
         write_timeout: Duration::from_secs(30),
         bytes_per_s_min: 0,
+        pace_every: Duration::ZERO,
     };
     let mut ws = Ws::new(wire.clone(), &sent[..unread], watch(), spec);
     let cx = &mut Context::from_waker(Waker::noop());

@@ -408,6 +408,29 @@ impl ShardConfig {
     }
 }
 
+#[cfg(test)]
+impl HttpConfig {
+    /// Each deadline is `within`; nothing is off that is on by default.
+    pub fn of_a_test(within: Duration) -> Self {
+        Self {
+            connections_max: 1,
+            head_bytes_max: crate::limits::HEAD_BYTES_MAX,
+            target_bytes_max: crate::limits::TARGET_BYTES_MAX,
+            head_timeout: within,
+            body_bytes_per_s_min: 1_024,
+            body_grace: within,
+            body_timeout: within,
+            idle_timeout: within,
+            write_timeout: within,
+            max_requests: None,
+            max_age: None,
+            origins: Vec::new(),
+            ws_ping: within,
+            ws_echo: false,
+        }
+    }
+}
+
 impl HttpConfig {
     fn resolve(written: &Written) -> Self {
         Self {

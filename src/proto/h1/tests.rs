@@ -143,22 +143,8 @@ struct Trial {
 
 impl Trial {
     fn new() -> Self {
-        let config = HttpConfig {
-            connections_max: 1,
-            head_bytes_max: limits::HEAD_BYTES_MAX,
-            target_bytes_max: limits::TARGET_BYTES_MAX,
-            head_timeout: Duration::from_secs(1),
-            body_bytes_per_s_min: 1_024,
-            body_grace: Duration::from_secs(1),
-            body_timeout: Duration::from_secs(1),
-            idle_timeout: Duration::from_secs(1),
-            write_timeout: Duration::from_millis(50),
-            max_requests: None,
-            max_age: None,
-            origins: Vec::new(),
-            ws_ping: Duration::from_secs(1),
-            ws_echo: false,
-        };
+        let write_timeout = Duration::from_millis(50);
+        let config = HttpConfig { write_timeout, ..HttpConfig::of_a_test(Duration::from_secs(1)) };
         let wire = Rc::new(Wire { room: Cell::new(usize::MAX), ..Wire::default() });
         let clock = Clock::default();
         let socket = File::open("/dev/null").expect("it is there").into();

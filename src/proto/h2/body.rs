@@ -395,23 +395,7 @@ mod tests {
     }
 
     fn handing(flushes: &Rc<Flushes>) -> Rc<Handing> {
-        let second = Duration::from_secs(1);
-        let config = HttpConfig {
-            connections_max: 1,
-            head_bytes_max: limits::HEAD_BYTES_MAX,
-            target_bytes_max: limits::TARGET_BYTES_MAX,
-            head_timeout: second,
-            body_bytes_per_s_min: 1_024,
-            body_grace: second,
-            body_timeout: second,
-            idle_timeout: second,
-            write_timeout: second,
-            max_requests: None,
-            max_age: None,
-            origins: Vec::new(),
-            ws_ping: Duration::from_secs(1),
-            ws_echo: false,
-        };
+        let config = HttpConfig::of_a_test(Duration::from_secs(1));
         let socket = File::open("/dev/null").expect("it is there").into();
         let watch = Rc::new(Watch::new(Rc::new(socket), Clock::default(), 0));
         let pulse = Pulse::new(watch, &config, Arc::default());

@@ -380,22 +380,10 @@ mod tests {
     #[test]
     #[allow(clippy::disallowed_methods)] // A test is no core.
     fn what_is_written_and_not_sent_has_the_time_to_write() {
-        let hour = Duration::from_hours(1);
         let config = HttpConfig {
-            connections_max: 1,
-            head_bytes_max: limits::HEAD_BYTES_MAX,
-            target_bytes_max: limits::TARGET_BYTES_MAX,
-            head_timeout: hour,
             body_bytes_per_s_min: 0,
-            body_grace: hour,
-            body_timeout: hour,
-            idle_timeout: hour,
             write_timeout: Duration::from_millis(10),
-            max_requests: None,
-            max_age: None,
-            origins: Vec::new(),
-            ws_ping: hour,
-            ws_echo: false,
+            ..HttpConfig::of_a_test(Duration::from_hours(1))
         };
         let clock = Clock::default();
         let socket = std::fs::File::open("/dev/null").expect("it is there").into();

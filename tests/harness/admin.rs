@@ -21,6 +21,9 @@ use crate::wait::{wait_for, wait_until};
 
 const CALL: Duration = Duration::from_secs(30);
 
+/// Where brokers keep what groups commit.
+pub const OFFSETS: &str = "__consumer_offsets";
+
 /// A client of one cluster for questions and preparation.
 pub struct Admin {
     brokers: String,
@@ -82,22 +85,37 @@ impl Admin {
         let brokers = wait_for(CALL, "the cluster answers", || self.broker_count().ok());
         let replicas = i32::try_from(brokers.min(3)).expect("at most 3");
         let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(replicas));
-        let new = settings.iter().fold(new, |new, (key, value)| new.set(key, value));
-        // The controller may still be at work deleting its predecessor.
+        self.create(&settings.iter().fold(new, |new, (key, value)| new.set(key, value)));
+    }
+
+    /// Makes `topic` with one partition, whose replicas `brokers` hold; the first leads.
+    pub fn create_topic_on(&self, topic: &str, brokers: &[i32]) {
+        self.create(&NewTopic::new(topic, 1, TopicReplication::Variable(&[brokers])));
+    }
+
+    fn create(&self, new: &NewTopic<'_>) {
+        let topic = new.name;
         wait_until(CALL, format!("{topic} is made"), || {
-            let results = block_on(self.client.create_topics([&new], &options())).expect("CreateTopics is answered");
+            let results = block_on(self.client.create_topics([new], &options())).expect("CreateTopics is answered");
             match results.into_iter().next().expect("one topic, one result") {
                 Ok(_) => true,
-                // Or it has not seen yet that a broker is back, or falls over one that has just come (UNKNOWN_SERVER_ERROR).
-                Err((
-                    _,
-                    RDKafkaErrorCode::TopicAlreadyExists
-                    | RDKafkaErrorCode::InvalidReplicationFactor
-                    | RDKafkaErrorCode::Unknown,
-                )) => false,
-                Err(error) => panic!("cannot create {topic}: {error:?}"),
+                Err((_, error)) => {
+                    // The controller may still be at work deleting its predecessor, be another one since a moment, not have seen yet
+                    // that a broker is back, or fall over one that has just come (UNKNOWN_SERVER_ERROR).
+                    let is_passing = matches!(
+                        error,
+                        RDKafkaErrorCode::TopicAlreadyExists
+                            | RDKafkaErrorCode::NotController
+                            | RDKafkaErrorCode::InvalidReplicationFactor
+                            | RDKafkaErrorCode::RequestTimedOut
+                            | RDKafkaErrorCode::Unknown
+                    );
+                    assert!(is_passing, "cannot create {topic}: {error:?}");
+                    false
+                }
             }
         });
+        let partitions = new.num_partitions;
         self.wait_everywhere(&format!("the leaders of {topic}"), |witness| {
             led_partitions(witness, topic) == usize::try_from(partitions).ok()
         });
@@ -132,7 +150,15 @@ impl Admin {
         let mut offsets = TopicPartitionList::new();
         offsets.add_partition_offset(TOPIC, 0, Offset::Offset(0)).expect("a legal offset");
         wait_until(CALL, "a commit succeeds", || self.consumer.commit(&offsets, CommitMode::Sync).is_ok());
-        wait_until(CALL, "the offsets topic is replicated", || self.fully_in_sync("__consumer_offsets"));
+        wait_until(CALL, "the offsets topic is replicated", || self.fully_in_sync(OFFSETS));
+    }
+
+    /// The partition of the offsets topic that keeps what `group` commits (Kafka's `GroupMetadataManager.partitionFor`); whoever leads it
+    /// coordinates the group.
+    pub fn offsets_partition(&self, group: &str) -> i32 {
+        let hash = group.encode_utf16().fold(0_i32, |hash, unit| hash.wrapping_mul(31).wrapping_add(i32::from(unit)));
+        let count = self.partitions(OFFSETS).expect("the offsets topic is made when the cluster starts");
+        (hash & i32::MAX) % i32::try_from(count).expect("few partitions")
     }
 
     /// Deletes `topic` and waits until every broker says that there is none.

@@ -21,6 +21,7 @@ pub const KAFKA_VERSION: &str = "3.9.1";
 pub const CONSOLE_PRODUCER: &str = "kafka.tools.ConsoleProducer";
 pub const CONSOLE_CONSUMER: &str = "org.apache.kafka.tools.consumer.ConsoleConsumer";
 pub const CONSUMER_GROUPS: &str = "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand";
+pub const REASSIGN_PARTITIONS: &str = "org.apache.kafka.tools.reassign.ReassignPartitionsCommand";
 pub const CONFIGS: &str = "kafka.admin.ConfigCommand";
 pub const GET_OFFSETS: &str = "org.apache.kafka.tools.GetOffsetShell";
 
@@ -90,14 +91,22 @@ pub fn committed(brokers: &str, group: &str, topic: &str) -> BTreeMap<i32, i64> 
     rows.filter_map(pair).collect()
 }
 
-/// The broker that coordinates the group.
-pub fn coordinator(brokers: &str, group: &str) -> u32 {
-    let args = ["--bootstrap-server", brokers, "--timeout", "60000", "--describe", "--state", "--group", group];
-    let output = tool(CONSUMER_GROUPS, &args, b"");
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    // GROUP COORDINATOR (ID) ..: `127.0.0.1:9092  (1)`.
-    let id = text.lines().find(|line| line.starts_with(group)).and_then(|line| line.split(['(', ')']).nth(1));
-    id.and_then(|id| id.parse().ok()).unwrap_or_else(|| panic!("{CONSUMER_GROUPS} names no coordinator: {text}"))
+/// Moves the replicas of a partition to `replicas` and waits until they are there.
+pub fn reassign(brokers: &str, topic: &str, partition: i32, replicas: &[i32]) {
+    let plan = folder::fresh("reassignment", ".json");
+    let text = format!(
+        r#"{{"version":1,"partitions":[{{"topic":"{topic}","partition":{partition},"replicas":{replicas:?}}}]}}"#
+    );
+    std::fs::write(&plan, text).expect("the run's folder can be written");
+    let plan = plan.to_str().expect("the run's folder has a plain name");
+    let run = |what: &str| {
+        let args = ["--bootstrap-server", brokers, "--reassignment-json-file", plan, what];
+        String::from_utf8_lossy(&tool(REASSIGN_PARTITIONS, &args, b"").stdout).into_owned()
+    };
+    run("--execute");
+    wait_until(Duration::from_mins(1), format!("{topic}-{partition} is on {replicas:?}"), || {
+        run("--verify").contains("is completed")
+    });
 }
 
 /// Kafka's own consumer, cooperative-sticky, in a process of its own; killed on drop.

@@ -10,9 +10,10 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use crate::admin::Admin;
+use crate::admin::{Admin, OFFSETS};
 use crate::process::Process;
 use crate::tls::Authority;
 use crate::zookeeper::ZooKeeper;
@@ -24,6 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(90);
 /// Who the secured listeners know, and the password.
 pub const USER: &str = "gate";
 pub const PASSWORD: &str = "open-sesame-7";
+
+static PROOFS: AtomicU32 = AtomicU32::new(0);
 
 /// What a cluster is made of.
 #[derive(Clone, Copy)]
@@ -167,8 +170,27 @@ impl Cluster {
         self.slot(id).as_ref().expect("the broker runs").signal(libc::SIGCONT);
     }
 
+    /// Undoes what a trial that failed left behind: starts what it killed, lets go on what it froze.
+    pub fn heal(&self) {
+        for broker in &self.brokers {
+            let is_killed = self.slot(broker.id).is_none();
+            if is_killed { self.restart(broker.id) } else { self.thaw(broker.id) }
+        }
+        self.wait_recovered();
+    }
+
+    /// Waits until the cluster is as it was before a fault: all brokers there, what groups commit in sync again, and the controller makes
+    /// topics on all of them. Whoever disturbed it waits, so that the next trial finds it whole.
+    pub fn wait_recovered(&self) {
+        self.wait_whole();
+        self.wait_in_sync(OFFSETS);
+        let proof = format!("proof-{}", PROOFS.fetch_add(1, Ordering::Relaxed));
+        self.admin().create_topic(&proof, 3);
+        self.wait_in_sync(&proof);
+    }
+
     /// Waits until every broker of the cluster is in the metadata.
-    pub fn wait_whole(&self) {
+    fn wait_whole(&self) {
         let admin = self.admin();
         let expected = self.brokers.len();
         wait_until(PATIENCE, format!("{expected} brokers in the metadata"), || {

@@ -51,7 +51,7 @@ fn leader_killed_and_restarted() {
     kafka().kill(leader);
     wait_more(10_000);
     kafka().restart(leader);
-    kafka().wait_whole();
+    kafka().wait_recovered();
     wait_more(5_000);
     stop.store(true, Ordering::Relaxed);
     let unanswered: usize = publishers.into_iter().map(|thread| thread.join().expect("no panic")).sum();

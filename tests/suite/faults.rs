@@ -102,7 +102,7 @@ fn leader_killed_and_restarted() {
     let back = scene.wait_more(2_000);
     figures::note("faults, leader killed: 2,000 more durable after", format!("{back:?}"));
     kafka().restart(leader);
-    kafka().wait_whole();
+    kafka().wait_recovered();
     scene.wait_more(500);
     let (verdict, tally) = scene.close("leader killed");
     verdict.assert_clean();
@@ -121,7 +121,7 @@ fn broker_frozen_and_thawed() {
     });
     scene.wait_more(200);
     drop(frozen);
-    kafka().wait_whole();
+    kafka().wait_recovered();
     scene.wait_more(500);
     let (verdict, tally) = scene.close("broker frozen");
     verdict.assert_clean();
@@ -152,7 +152,7 @@ fn waiting_for_a_frozen_broker_is_idle() {
     wait_until(Duration::from_secs(5), "a second went by", || start.elapsed() > Duration::from_secs(1));
     let (used, took) = (cpu().saturating_sub(before), start.elapsed());
     drop(frozen);
-    kafka().wait_whole();
+    kafka().wait_recovered();
     scene.wait_more(500);
     let (verdict, tally) = scene.close("waiting");
     verdict.assert_clean();
@@ -211,7 +211,7 @@ fn too_few_replicas_is_refused() {
     for id in &others {
         kafka().restart(*id);
     }
-    kafka().wait_whole();
+    kafka().wait_recovered();
     scene.wait_more(500);
     let Scene { topic, gateway: _gateway, ledger, load } = scene;
     load.stop();

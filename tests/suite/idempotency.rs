@@ -231,6 +231,7 @@ fn unknown_outcome_is_kept() {
     let request = keyed(&topic, "", "k", "perhaps");
     problem::check(&gateway.publish(&request), 504);
     drop(frozen);
+    kafka().wait_recovered();
     wait_until(Duration::from_mins(1), "the topic takes messages", || {
         gateway.publish(&topic.publish("", "after")).status == 201
     });

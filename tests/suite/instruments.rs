@@ -64,7 +64,7 @@ fn broker_is_replaced_and_comes_back() {
     figures::note("instruments: leader replaced after kill -9", format!("{took:?}"));
     admin.produce(&topic, 1, [b"between".to_vec()]);
     kafka().restart(u32::try_from(leader).expect("a broker led"));
-    kafka().wait_whole();
+    kafka().wait_recovered();
     kafka().wait_in_sync(&topic);
     assert_eq!(admin.end_offsets(&topic), [2]);
 }

@@ -18,8 +18,9 @@
 //! The gateway under test is `target/release/kateway`, or what `KATEWAY_BIN` names. Logs are kept when a trial fails.
 
 use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::ExitCode;
-use std::sync::{OnceLock, PoisonError, RwLock};
+use std::sync::{Mutex, OnceLock, PoisonError, RwLock};
 
 use kateway_tests::kafka::{Cluster, Options};
 use kateway_tests::{figures, folder};
@@ -241,6 +242,10 @@ fn main() -> ExitCode {
 
     let conclusion = libtest_mimic::run(&args, cases.into_iter().map(trial).collect());
     figures::print();
+    // Once more at the end, where somebody who sees only the tail of a log looks.
+    for complaint in COMPLAINTS.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        println!("{complaint}");
+    }
     if let Some(cluster) = CLUSTER.get() {
         cluster.stop();
     }
@@ -257,6 +262,11 @@ fn repeats() -> usize {
     std::env::var("KATEWAY_REPEAT").ok().map_or(1, |n| n.parse().expect("KATEWAY_REPEAT is a number"))
 }
 
+/// What panicked, by trial, place and message.
+static COMPLAINTS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+const COMPLAINTS_MAX: usize = 20;
+
 thread_local! {
     static TRIAL: Cell<&'static str> = const { Cell::new("a thread of a trial") };
 }
@@ -266,7 +276,12 @@ fn say_which_trial_panicked() {
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
         let message = panic.payload_as_str().unwrap_or("no message");
-        eprintln!("{} at {place}: {message}", TRIAL.get());
+        let complaint = format!("{} at {place}: {message}", TRIAL.get());
+        eprintln!("{complaint}");
+        let mut complaints = COMPLAINTS.lock().unwrap_or_else(PoisonError::into_inner);
+        if complaints.len() < COMPLAINTS_MAX {
+            complaints.push(complaint);
+        }
     }));
 }
 
@@ -283,7 +298,12 @@ fn trial(case: Case) -> Trial {
             _shared = TURN.read().unwrap_or_else(PoisonError::into_inner);
         }
         TRIAL.set(case.name);
-        (case.run)();
+        let outcome = catch_unwind(AssertUnwindSafe(case.run));
+        if outcome.is_err() && case.alone && case.needs_kafka {
+            // Or every trial behind it fails as well.
+            kafka().heal();
+        }
+        outcome.unwrap_or_else(|panic| resume_unwind(panic));
         Ok(())
     });
     if case.needs_kafka { trial.with_kind(KAFKA) } else { trial }

@@ -108,7 +108,7 @@ impl Scene {
     fn restart_broker(&mut self) {
         let (broker, since) = self.down.take().expect("one was killed");
         kafka().restart(broker);
-        kafka().wait_whole();
+        kafka().wait_recovered();
         // No commit was sure all that time; the session with a new coordinator begins after it.
         self.ledger.disturbed(since, self.ledger.now() + SETTLED);
         self.partitions_move(SETTLED);

@@ -471,5 +471,5 @@ fn full_producer_queue() {
     for (scene, waiting) in scenes.into_iter().zip(waiting) {
         scene.close(waiting);
     }
-    kafka().wait_whole();
+    kafka().wait_recovered();
 }

@@ -167,7 +167,7 @@ fn broker_and_gateway_killed() {
     kafka().kill(leader);
     wait_more(10_000);
     kafka().restart(leader);
-    kafka().wait_whole();
+    kafka().wait_recovered();
     wait_more(5_000);
     gateway.kill();
     gateway = Kateway::kafka(&kafka().bootstrap()).shards(2).at(publish, subscribe).start();

@@ -360,6 +360,7 @@ fn frozen_broker_stops_the_reading() {
     let grown = gateway.resident_kib().saturating_sub(before);
     let is_blocked = !sending.is_finished();
     kafka().thaw(leader);
+    kafka().wait_recovered();
     assert!(is_blocked, "the client is stopped");
     assert!(grown < 40 * 1024, "{grown} KiB more");
     assert!(ws.acked(1 + total, 5 * SOON).is_empty(), "all of it is stored");

@@ -6,7 +6,7 @@ use std::{
     ptr::{self, NonNull},
     slice,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rdkafka::bindings as rd;
@@ -137,6 +137,10 @@ pub(super) fn ms(timeout: Duration) -> c_int {
 impl Client {
     /// Every topic of the cluster, or the one named. Blocks. Refreshes what the client itself knows of them.
     pub fn topics(&self, only: Option<&super::TopicHandle>, timeout: Duration) -> Result<Vec<TopicInfo>, ErrorCode> {
+        self.ask_any_broker(timeout, |timeout| self.topics_once(only, timeout))
+    }
+
+    fn topics_once(&self, only: Option<&super::TopicHandle>, timeout: Duration) -> Result<Vec<TopicInfo>, ErrorCode> {
         let mut found: *const rd::rd_kafka_metadata = ptr::null();
         let only_ptr = only.map_or(ptr::null_mut(), |handle| handle.ptr.as_ptr());
         // SAFETY: live client; the answer is read, then destroyed; counts describe their arrays.
@@ -157,6 +161,10 @@ impl Client {
 
     /// Asks any broker for anything. Blocks. What it is good for is that somebody answers.
     pub fn probe(&self, timeout: Duration) -> Result<(), ErrorCode> {
+        self.ask_any_broker(timeout, |timeout| self.probe_once(timeout))
+    }
+
+    fn probe_once(&self, timeout: Duration) -> Result<(), ErrorCode> {
         let mut found: *const rd::rd_kafka_metadata = ptr::null();
         // SAFETY: live client; the answer is destroyed unread.
         unsafe {
@@ -165,6 +173,39 @@ impl Client {
             rd::rd_kafka_metadata_destroy(found);
         }
         Ok(())
+    }
+
+    /// Asks what any broker can answer. librdkafka asks the one it last used (src: `rd_kafka_broker_weight_usable`), and a broker that is
+    /// silent stays the last used: alone, it would fail every question after all of the time. So the first tries are short, and in
+    /// between a question goes to all of them, so that the next try is left to chance. The last is long, for a cluster that is slow.
+    fn ask_any_broker<T>(
+        &self,
+        timeout: Duration,
+        ask: impl Fn(Duration) -> Result<T, ErrorCode>,
+    ) -> Result<T, ErrorCode> {
+        const SHORT: [u32; 4] = [10, 10, 10, 5];
+        const ALL: u32 = 50;
+        let by = Instant::now() + timeout;
+        for part in SHORT {
+            match ask(timeout / part) {
+                // Also when none was connected in that time.
+                Err(TIMED_OUT | TRANSPORT) => self.ask_all_brokers(timeout / ALL),
+                outcome => return outcome,
+            }
+        }
+        ask(by.saturating_duration_since(Instant::now()))
+    }
+
+    /// Asks every broker something short, whatever they answer.
+    fn ask_all_brokers(&self, timeout: Duration) {
+        let mut found: *const rd::rd_kafka_group_list = ptr::null();
+        // SAFETY: live client, terminated name of a group that there is not; an answer is destroyed unread.
+        unsafe {
+            rd::rd_kafka_list_groups(self.raw(), c"-".as_ptr(), &raw mut found, ms(timeout));
+            if !found.is_null() {
+                rd::rd_kafka_group_list_destroy(found);
+            }
+        }
     }
 
     /// CreateTopics for one topic. Blocks. Gives the broker's code and text when it refuses.
@@ -228,6 +269,7 @@ impl Client {
 }
 
 pub(super) const INVALID_ARG: ErrorCode = ErrorCode(rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__INVALID_ARG as i32);
+const TRANSPORT: ErrorCode = ErrorCode(rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__TRANSPORT as i32);
 pub(super) const TIMED_OUT: ErrorCode = ErrorCode(rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__TIMED_OUT as i32);
 
 // === groups ===

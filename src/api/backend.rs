@@ -1,6 +1,7 @@
 //! The configured store behind one enum: dispatch costs a branch, and no message is boxed.
 
 use std::{
+    collections::VecDeque,
     future::Future,
     pin::Pin,
     rc::Rc,
@@ -13,8 +14,8 @@ use crate::{
     kafka::KafkaStore,
     metrics::SizesSnapshot,
     store::{
-        Ack, AdminError, At, Begin, Group, GroupInfo, ListedGroup, Message, Offset, Partition, ProduceError, Record,
-        SeekError, Store, Stored, Topic, TopicMeta, Watermarks, memory::MemoryStore, null::NullStore,
+        Ack, AdminError, At, Begin, Group, GroupInfo, Line, ListedGroup, Message, Offset, Partition, ProduceError,
+        Record, SeekError, Store, Stored, Topic, TopicMeta, Watermarks, memory::MemoryStore, null::NullStore,
     },
 };
 
@@ -101,6 +102,16 @@ impl Store for Backend {
             Self::Memory(store) => store.produce(topic, record, ack).map(Report::Memory),
             Self::Null(store) => store.produce(topic, record, ack).map(Report::Null),
         }
+    }
+
+    fn produce_all(
+        &self,
+        topic: &Topic,
+        records: &mut VecDeque<Record>,
+        ack: Ack,
+        line: &Rc<Line>,
+    ) -> Result<(), ProduceError> {
+        each!(self, store => store.produce_all(topic, records, ack, line))
     }
 
     fn enqueue(&self, topic: &Topic, record: Record, ack: Ack) -> Result<(), ProduceError> {

@@ -18,11 +18,12 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::{Context, Poll, Waker},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use futures_lite::{AsyncReadExt, future};
 use rdkafka::bindings::rd_kafka_resp_err_t as rd;
+use slab::Slab;
 
 use super::{
     batching::Nudge,
@@ -33,34 +34,48 @@ use super::{
 use crate::{
     limits,
     readiness::Socket,
-    store::{ProduceError, Stored},
+    store::{Line, ProduceError, Produced, Stored},
 };
 
-type Outcome = Result<Stored, ProduceError>;
-
-/// Who wants to know of a record.
-#[derive(Debug)]
+/// Who wants to know of a record. Small, see [`Outbox`].
+#[derive(Debug, Default)]
 pub(super) enum Wait {
+    #[default]
     Nobody,
-    Request(Option<Waker>),
-    /// And when the core had the answer.
-    Answered(Outcome, Instant),
+    /// The place of that number.
+    Line(Rc<Line>, u32),
+    /// By its key.
+    Request(u32),
+    /// Whoever did was told that it is unknown.
+    Overdue,
 }
 
+/// A request that waits for one record, or is to fetch what became of it.
 #[derive(Debug)]
-pub(super) struct Pending {
-    pub wait: Wait,
-    pub is_overdue: bool,
+pub(super) enum Request {
+    Waiting(Option<Waker>),
+    /// And when the core had the answer.
+    Answered(Produced, Instant),
+}
+
+/// What is to be known by its deadline.
+#[derive(Debug)]
+pub(super) enum Due {
+    Request(Ticket),
+    /// All places before that number.
+    Line(Rc<Line>, u32),
 }
 
 /// One librdkafka producer with what it holds. A fatal error ends a pipe; the producer then makes another.
 #[derive(Debug)]
 pub(super) struct Pipe {
-    pub outbox: RefCell<Outbox<Pending>>,
+    pub outbox: RefCell<Outbox<Wait>>,
+    /// By key.
+    pub requests: RefCell<Slab<Request>>,
     /// Handles by `Topic::slot`.
     pub topics: RefCell<Vec<Option<Arc<TopicHandle>>>>,
-    /// Requests in the order of their deadlines, which are all equally far away.
-    pub due: RefCell<VecDeque<(Instant, Ticket)>>,
+    /// In the order of their deadlines, which are all equally far away.
+    pub due: RefCell<VecDeque<(Instant, Due)>>,
     /// No more records: only reports are still to come.
     pub is_retired: Cell<bool>,
     pub nudge: Nudge,
@@ -71,11 +86,18 @@ pub(super) struct Pipe {
 }
 
 impl Pipe {
-    pub fn new(client: Arc<Client>, nudge: Nudge, stats: Rc<ProducerStats>, reach: Rc<Reach>) -> Option<Rc<Self>> {
+    pub fn new(
+        client: Arc<Client>,
+        stay: Duration,
+        nudge: Nudge,
+        stats: Rc<ProducerStats>,
+        reach: Rc<Reach>,
+    ) -> Option<Rc<Self>> {
         let queue = client.main_queue()?;
         queue.watch();
         Some(Rc::new(Self {
-            outbox: RefCell::new(Outbox::new(Arc::clone(&client))),
+            outbox: RefCell::new(Outbox::new(Arc::clone(&client), stay)),
+            requests: RefCell::default(),
             topics: RefCell::default(),
             due: RefCell::default(),
             is_retired: Cell::new(false),
@@ -166,28 +188,35 @@ impl Pipe {
     fn take_report(&self, report: &Reported, now: Instant) {
         let outcome = judge(report);
         self.count(&outcome);
-        let mut outbox = self.outbox.borrow_mut();
-        let Some((ticket, pending)) = outbox.settle(report) else {
+        let kept = self.outbox.borrow_mut().settle(report);
+        let Some(wait) = kept else {
             debug_assert!(false, "a report for a record that was not sent");
             return;
         };
-        if pending.is_overdue {
-            self.stats.late.one();
-        }
-        match mem::replace(&mut pending.wait, Wait::Nobody) {
-            Wait::Nobody => outbox.release(ticket),
-            Wait::Request(waker) => {
-                pending.wait = Wait::Answered(outcome, now);
-                drop(outbox);
-                if let Some(waker) = waker {
-                    waker.wake();
+        match wait {
+            Wait::Nobody => {}
+            Wait::Line(line, number) => {
+                if !line.settle(number, outcome) {
+                    self.stats.late.one();
                 }
             }
-            answered @ Wait::Answered(..) => pending.wait = answered,
+            Wait::Request(key) => self.answer(key, outcome, now),
+            Wait::Overdue => self.stats.late.one(),
         }
     }
 
-    fn count(&self, outcome: &Outcome) {
+    fn answer(&self, key: u32, outcome: Produced, now: Instant) {
+        let before = self
+            .requests
+            .borrow_mut()
+            .get_mut(key as usize)
+            .map(|request| mem::replace(request, Request::Answered(outcome, now)));
+        if let Some(Request::Waiting(Some(waker))) = before {
+            waker.wake();
+        }
+    }
+
+    fn count(&self, outcome: &Produced) {
         let counter = match outcome {
             Ok(_) => &self.stats.stored,
             Err(ProduceError::NotStored { .. } | ProduceError::QueueFull { .. }) => &self.stats.not_stored,
@@ -227,28 +256,44 @@ impl Pipe {
     /// Removes the first of the line, answered or overdue. `false` when there is none to remove yet.
     fn sweep_one(&self, now: Instant) -> bool {
         let mut line = self.due.borrow_mut();
-        let Some((due, ticket)) = line.front().copied() else { return false };
-        let mut outbox = self.outbox.borrow_mut();
-        let waiting = outbox.get_mut(ticket).filter(|pending| matches!(pending.wait, Wait::Request(_)));
-        if let Some(pending) = waiting {
+        let Some((due, what)) = line.front() else { return false };
+        let is_over = match what {
+            Due::Request(ticket) => self.is_over(*ticket, *due, now),
+            Due::Line(places, end) if *due > now => places.is_settled_before(*end),
+            Due::Line(places, end) => {
+                self.stats.overdue.add(places.settle_before(*end, &OVERDUE));
+                true
+            }
+        };
+        if is_over {
+            line.pop_front();
+        }
+        is_over
+    }
+
+    /// Whether a request has its answer, and be it that its time is over.
+    fn is_over(&self, ticket: Ticket, due: Instant, now: Instant) -> bool {
+        let key = {
+            let mut outbox = self.outbox.borrow_mut();
+            let Some(wait) = outbox.get_mut(ticket) else { return true };
+            let Wait::Request(key) = *wait else { return true };
             if due > now {
                 return false;
             }
-            let answer = Wait::Answered(Err(ProduceError::Unknown { reason: "DEADLINE" }), now);
-            let waiting = mem::replace(&mut pending.wait, answer);
-            pending.is_overdue = true;
-            self.stats.overdue.one();
-            if let Wait::Request(Some(waker)) = waiting {
-                waker.wake();
-            }
-        }
-        line.pop_front();
+            *wait = Wait::Overdue;
+            key
+        };
+        self.stats.overdue.one();
+        self.answer(key, OVERDUE, now);
         true
     }
 }
 
+/// What is told of a record without a report when its time is over.
+const OVERDUE: Produced = Err(ProduceError::Unknown { reason: "DEADLINE" });
+
 /// What a report says about the data.
-pub(super) fn judge(report: &Reported) -> Outcome {
+pub(super) fn judge(report: &Reported) -> Produced {
     if report.code.is_ok() {
         // With acks=0 there is no offset, only librdkafka's "invalid".
         return Ok(Stored { partition: report.partition, offset: report.offset.max(-1) });
@@ -309,6 +354,7 @@ enum State {
     Waiting {
         pipe: Rc<Pipe>,
         ticket: Ticket,
+        key: u32,
     },
     /// Known at once (a test switch).
     Known(Stored),
@@ -317,8 +363,8 @@ enum State {
 }
 
 impl Report {
-    pub(super) fn waiting(pipe: Rc<Pipe>, ticket: Ticket) -> Self {
-        Self(State::Waiting { pipe, ticket })
+    pub(super) fn waiting(pipe: Rc<Pipe>, ticket: Ticket, key: u32) -> Self {
+        Self(State::Waiting { pipe, ticket, key })
     }
 
     pub(super) fn known(stored: Stored) -> Self {
@@ -332,27 +378,25 @@ impl Report {
 }
 
 impl Future for Report {
-    type Output = Outcome;
+    type Output = Produced;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Produced> {
         let (outcome, at) = match &self.0 {
             State::Known(stored) => (Ok(*stored), None),
             State::Over(_) => (Err(ProduceError::Unknown { reason: "POLLED_AFTER_THE_END" }), None),
-            State::Waiting { pipe, ticket } => {
-                let mut outbox = pipe.outbox.borrow_mut();
-                let pending = outbox.get_mut(*ticket).expect("a slot stays until its report is taken");
-                if let Wait::Request(waker) = &mut pending.wait {
+            State::Waiting { pipe, key, .. } => {
+                let mut requests = pipe.requests.borrow_mut();
+                let request = requests.get_mut(*key as usize).expect("a request is there until its answer is fetched");
+                if let Request::Waiting(waker) = request {
                     match waker {
                         Some(kept) if kept.will_wake(cx.waker()) => {}
                         _ => *waker = Some(cx.waker().clone()),
                     }
                     return Poll::Pending;
                 }
-                let answered = mem::replace(&mut pending.wait, Wait::Nobody);
-                outbox.release(*ticket);
-                match answered {
-                    Wait::Answered(outcome, at) => (outcome, Some(at)),
-                    _ => (Err(ProduceError::Unknown { reason: "NOBODY_WAITED" }), None),
+                match requests.remove(*key as usize) {
+                    Request::Answered(outcome, at) => (outcome, Some(at)),
+                    Request::Waiting(_) => (Err(ProduceError::Unknown { reason: "NOBODY_WAITED" }), None),
                 }
             }
         };
@@ -363,12 +407,11 @@ impl Future for Report {
 
 impl Drop for Report {
     fn drop(&mut self) {
-        if let State::Waiting { pipe, ticket } = &self.0 {
-            let mut outbox = pipe.outbox.borrow_mut();
-            if let Some(pending) = outbox.get_mut(*ticket) {
-                pending.wait = Wait::Nobody;
+        if let State::Waiting { pipe, ticket, key } = &self.0 {
+            pipe.requests.borrow_mut().try_remove(*key as usize);
+            if let Some(wait @ Wait::Request(_)) = pipe.outbox.borrow_mut().get_mut(*ticket) {
+                *wait = Wait::Nobody;
             }
-            outbox.release(*ticket);
         }
     }
 }

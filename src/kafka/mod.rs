@@ -28,6 +28,7 @@ mod stats;
 
 use std::{
     cell::RefCell,
+    collections::VecDeque,
     ffi::CString,
     rc::Rc,
     sync::Arc,
@@ -54,8 +55,8 @@ use crate::{
     metrics::SizesSnapshot,
     offload::Offload,
     store::{
-        Ack, AdminError, At, Begin, Bounds, Group, GroupInfo, ListedGroup, Message, Offset, Partition, ProduceError,
-        Record, SeekError, Store, Topic, TopicMeta, Watermarks,
+        Ack, AdminError, At, Begin, Bounds, Group, GroupInfo, Line, ListedGroup, Message, Offset, Partition,
+        ProduceError, Record, SeekError, Store, Topic, TopicMeta, Watermarks,
     },
 };
 
@@ -156,6 +157,16 @@ impl Store for KafkaStore {
 
     fn produce(&self, topic: &Topic, record: Record, ack: Ack) -> Result<Report, ProduceError> {
         self.producer(ack).produce(topic, record)
+    }
+
+    fn produce_all(
+        &self,
+        topic: &Topic,
+        records: &mut VecDeque<Record>,
+        ack: Ack,
+        line: &Rc<Line>,
+    ) -> Result<(), ProduceError> {
+        self.producer(ack).produce_all(topic, records, line)
     }
 
     fn enqueue(&self, topic: &Topic, record: Record, ack: Ack) -> Result<(), ProduceError> {

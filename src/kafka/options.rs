@@ -23,7 +23,7 @@ const RECORD_OVERHEAD_BYTES: usize = 64 * 1024;
 /// librdkafka's own default of `message.max.bytes`; Kafka's brokers take about 1 MiB by default.
 const MESSAGE_BYTES_USUAL: usize = 1_000_000;
 
-/// How long records without a key go to the same partition. Each request of librdkafka carries one partition, so staying makes
+/// [`stay`]. Each request of librdkafka carries one partition, so staying makes
 /// batches larger: with three brokers 1.4 x the rate and half the brokers' CPU against 1 ms (`perf/results`, compare).
 const STICKY_MS: u64 = 20;
 /// The same for ack=all, which has one batch of a partition under way at a time (`native/linger.rs`): a longer stay gained nothing, and
@@ -32,6 +32,12 @@ const STICKY_ALL_MS: u64 = 5;
 
 /// What one fetch answer may hold: messages are handed out without a copy, so each keeps its answer alive.
 const FETCH_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// How long records without a key go to the same partition: at least twice the linger, as librdkafka has it by default.
+pub fn stay(config: &Config, ack: Ack) -> Duration {
+    let ms = if ack == Ack::All { STICKY_ALL_MS } else { STICKY_MS };
+    Duration::from_millis(ms).max(Duration::from_micros(2 * config.kafka.linger_us))
+}
 
 /// The options of the producer for one ack level.
 pub fn producer(config: &Config, ack: Ack) -> Options {
@@ -75,9 +81,8 @@ pub fn producer(config: &Config, ack: Ack) -> Options {
     // Hash of the key as Kafka's Java client has it; records without a key go wherever the current batch goes.
     options.set("partitioner", "murmur2_random");
     options.set("linger.ms", fraction_ms(kafka.linger_us));
-    // At least twice the linger, as its default.
-    let sticky_ms = if ack == Ack::All { STICKY_ALL_MS } else { STICKY_MS };
-    options.set("sticky.partitioning.linger.ms", sticky_ms.max((kafka.linger_us * 2).div_ceil(1000)));
+    // Off: the choice is ours (`native/sticky.rs`), and with it our partitioner would not be asked.
+    options.set("sticky.partitioning.linger.ms", 0);
     options.set("batch.size", kafka.batch_bytes_max).set("batch.num.messages", 10_000);
     options.set("compression.codec", &kafka.compression);
     let message_bytes_max = (config.publish.message_bytes_max + RECORD_OVERHEAD_BYTES).max(MESSAGE_BYTES_USUAL);

@@ -6,6 +6,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::VecDeque,
     os::fd::OwnedFd,
     rc::Rc,
     sync::Arc,
@@ -17,7 +18,7 @@ use rdkafka::bindings::rd_kafka_resp_err_t as rd;
 
 use super::{
     batching::Nudge,
-    delivery::{Pending, Pipe, Report, Wait, refusal},
+    delivery::{Due, Pipe, Report, Request, Wait, refusal},
     native::{Client, ErrorCode, Kind, TopicHandle},
     options,
     reach::Reach,
@@ -25,9 +26,10 @@ use super::{
 };
 use crate::{
     config::resolve::Config,
+    limits,
     offload::Offload,
     readiness::Socket,
-    store::{Ack, ProduceError, Record, Stored, Topic},
+    store::{Ack, Line, Partition, ProduceError, Record, Stored, Topic},
 };
 
 /// Between two questions for a topic that is not known.
@@ -72,25 +74,125 @@ impl Producer {
     pub fn produce(self: &Rc<Self>, topic: &Topic, record: Record) -> Result<Report, ProduceError> {
         if self.config.test.answer_before_report {
             let partition = record.partition.unwrap_or(0);
-            self.send(topic, record, Wait::Nobody, Instant::now())?;
+            self.send(topic, record, Instant::now())?;
             return Ok(Report::known(Stored { partition, offset: -1 }));
         }
         let now = Instant::now();
-        let (pipe, ticket) = self.send(topic, record, Wait::Request(None), now)?;
-        pipe.due.borrow_mut().push_back((now + self.config.publish.deadline, ticket));
-        Ok(Report::waiting(pipe, ticket))
+        let (pipe, ticket) = self.send(topic, record, now)?;
+        let key = pipe.requests.borrow_mut().insert(Request::Waiting(None));
+        let key = u32::try_from(key).expect("fewer requests wait than records");
+        if let Some(wait) = pipe.outbox.borrow_mut().get_mut(ticket) {
+            *wait = Wait::Request(key);
+        }
+        pipe.due.borrow_mut().push_back((now + self.config.publish.deadline, Due::Request(ticket)));
+        Ok(Report::waiting(pipe, ticket, key))
+    }
+
+    /// Hands records over in their order, each with a place in `line`. Fails where the queue has no room; the rest stays.
+    pub fn produce_all(
+        self: &Rc<Self>,
+        topic: &Topic,
+        records: &mut VecDeque<Record>,
+        line: &Rc<Line>,
+    ) -> Result<(), ProduceError> {
+        let now = Instant::now();
+        let pipe = match self.pipe() {
+            Ok(pipe) => pipe,
+            Err(error) => {
+                records.drain(..).for_each(|_| line.append_settled(Err(error.clone())));
+                return Ok(());
+            }
+        };
+        pipe.nudge.fit(pipe.outbox.borrow().lent().0 + records.len() as u64);
+        let before = line.end();
+        while !records.is_empty() && self.produce_run(&pipe, topic, records, (line, now)) {}
+        if line.end() > before {
+            pipe.nudge.sent(now);
+            let due = now + self.config.publish.deadline;
+            pipe.due.borrow_mut().push_back((due, Due::Line(Rc::clone(line), line.end())));
+        }
+        if records.is_empty() {
+            return Ok(());
+        }
+        self.stats.queue_full.one();
+        Err(ProduceError::QueueFull { queued_bytes: pipe.outbox.borrow().lent().1 })
+    }
+
+    /// As many of the first records as one call takes. `false`: there is no room for more.
+    fn produce_run(
+        self: &Rc<Self>,
+        pipe: &Rc<Pipe>,
+        topic: &Topic,
+        records: &mut VecDeque<Record>,
+        (line, now): (&Rc<Line>, Instant),
+    ) -> bool {
+        if let Some(record) = records.pop_front_if(|record| record.partition.is_some_and(|p| p < 0)) {
+            drop(record);
+            line.append_settled(Err(ProduceError::UnknownPartition));
+            return true;
+        }
+        let handle = open_topic(&pipe.client, &mut pipe.topics.borrow_mut(), topic, &self.config).map(Arc::clone);
+        let handle = match handle {
+            Ok(handle) => handle,
+            Err(error) => {
+                records.drain(..).for_each(|_| line.append_settled(Err(error.clone())));
+                return true;
+            }
+        };
+        let (mut refused, mut back, mut is_full) = (Vec::new(), Vec::new(), false);
+        let (mut taken, mut bytes) = (0, 0);
+        {
+            let mut outbox = pipe.outbox.borrow_mut();
+            let run = Run::of(records, || outbox.sticky_partition(&handle, now));
+            let mut tell = |told: Result<&mut Wait, (ErrorCode, Record)>| match told {
+                Ok(wait) => {
+                    *wait = Wait::Line(Rc::clone(line), line.append());
+                    taken += 1;
+                }
+                Err((code, record)) => {
+                    let is_wrong = run.is_sticky && refusal(code).as_ref().is_some_and(ProduceError::is_unknown);
+                    is_full |= code.is(rd::RD_KAFKA_RESP_ERR__QUEUE_FULL);
+                    if is_full || is_wrong {
+                        back.push(record);
+                    } else {
+                        refused.push((line.append(), code));
+                    }
+                }
+            };
+            bytes += records.range(..run.count).map(|record| record.value.len()).sum::<usize>();
+            if run.is_single {
+                for record in records.drain(..run.count) {
+                    match outbox.send(&handle, record, Wait::Nobody) {
+                        Ok(ticket) => outbox.get_mut(ticket).into_iter().for_each(|wait| tell(Ok(wait))),
+                        Err(refused) => tell(Err(refused)),
+                    }
+                }
+            } else {
+                outbox.send_all(&handle, run.partition, records.drain(..run.count), tell);
+            }
+            if run.is_sticky && !back.is_empty() {
+                handle.forget_choice();
+            }
+        }
+        self.stats.produced.add(taken);
+        bytes -= back.iter().map(|record| record.value.len()).sum::<usize>();
+        self.stats.produced_bytes.add(bytes as u64);
+        for (number, code) in refused {
+            line.settle(number, Err(self.refuse(pipe, topic, code)));
+        }
+        back.into_iter().rev().for_each(|record| records.push_front(record));
+        !is_full
     }
 
     /// Hands a record over; its report is only counted.
     pub fn enqueue(self: &Rc<Self>, topic: &Topic, record: Record) -> Result<(), ProduceError> {
-        self.send(topic, record, Wait::Nobody, Instant::now()).map(|_| ())
+        self.send(topic, record, Instant::now()).map(|_| ())
     }
 
     fn send(
         self: &Rc<Self>,
         topic: &Topic,
         record: Record,
-        wait: Wait,
         now: Instant,
     ) -> Result<(Rc<Pipe>, super::native::Ticket), ProduceError> {
         if record.partition.is_some_and(|p| p < 0) {
@@ -103,7 +205,11 @@ impl Producer {
             let handle = open_topic(&pipe.client, &mut topics, topic, &self.config)?;
             let mut outbox = pipe.outbox.borrow_mut();
             pipe.nudge.fit(outbox.lent().0 + 1);
-            outbox.send(handle, record, Pending { wait, is_overdue: false })
+            if record.partition.is_none() && record.key.is_none() {
+                // Its time may be over; then the partitioner chooses anew.
+                outbox.sticky_partition(handle, now);
+            }
+            outbox.send(handle, record, Wait::Nobody)
         };
         match sent {
             Ok(ticket) => {
@@ -112,7 +218,7 @@ impl Producer {
                 pipe.nudge.sent(now);
                 Ok((pipe, ticket))
             }
-            Err(code) => Err(self.refuse(&pipe, topic, code)),
+            Err((code, _)) => Err(self.refuse(&pipe, topic, code)),
         }
     }
 
@@ -223,7 +329,8 @@ impl Producer {
             }
         };
         let nudge = Nudge::new(Duration::from_micros(self.config.kafka.linger_us), client.linger());
-        let pipe = Pipe::new(client, nudge, Rc::clone(&self.stats), Rc::clone(&self.reach))?;
+        let stay = options::stay(&self.config, self.ack);
+        let pipe = Pipe::new(client, stay, nudge, Rc::clone(&self.stats), Rc::clone(&self.reach))?;
         let hear = match Socket::adopt(hear) {
             Ok(hear) => hear,
             Err(error) => {
@@ -270,12 +377,41 @@ impl Producer {
     }
 }
 
+/// Records at the head of a line that one call of librdkafka's takes.
+#[derive(Clone, Copy)]
+struct Run {
+    count: usize,
+    /// One by one, as the call that knows headers takes them, and as the one does that makes the partitioner choose.
+    is_single: bool,
+    /// `None`: the partitioner decides for each.
+    partition: Option<Partition>,
+    /// The partition is that of records without a key, not one they name.
+    is_sticky: bool,
+}
+
+impl Run {
+    fn of(records: &VecDeque<Record>, sticky: impl FnOnce() -> Option<Partition>) -> Self {
+        let kind = |record: &Record| (record.partition, record.key.is_some(), record.headers.is_empty());
+        let single = Self { count: records.len().min(1), is_single: true, partition: None, is_sticky: false };
+        let Some(first) = records.front().map(kind) else { return single };
+        let count = records.iter().take(limits::LOOP_ITEMS_MAX).take_while(|record| kind(record) == first).count();
+        match first {
+            (_, _, false) => single,
+            (None, false, true) => match sticky() {
+                Some(partition) => Self { count, is_single: false, partition: Some(partition), is_sticky: true },
+                None => single,
+            },
+            (partition, ..) => Self { count, is_single: false, partition, is_sticky: false },
+        }
+    }
+}
+
 fn open_topic<'a>(
     client: &Arc<Client>,
     topics: &'a mut Vec<Option<Arc<TopicHandle>>>,
     topic: &Topic,
     config: &Config,
-) -> Result<&'a TopicHandle, ProduceError> {
+) -> Result<&'a Arc<TopicHandle>, ProduceError> {
     if topics.len() <= topic.slot {
         topics.resize(topic.slot + 1, None);
     }
@@ -283,5 +419,5 @@ fn open_topic<'a>(
     if entry.is_none() {
         *entry = TopicHandle::open(client, &topic.name, config.topics.compression_of(&topic.name)).map(Arc::new);
     }
-    entry.as_deref().ok_or(ProduceError::Refused { reason: "INVALID_TOPIC_NAME" })
+    entry.as_ref().ok_or(ProduceError::Refused { reason: "INVALID_TOPIC_NAME" })
 }

@@ -11,6 +11,7 @@
 pub mod admin;
 pub mod group;
 pub mod lease;
+pub mod line;
 pub mod memory;
 pub mod murmur2;
 pub mod notify;
@@ -18,7 +19,7 @@ pub mod null;
 pub mod record;
 pub mod tag;
 
-use std::{cell::Cell, future::Future, rc::Rc, sync::Arc};
+use std::{cell::Cell, collections::VecDeque, future::Future, rc::Rc, sync::Arc};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,7 @@ pub use group::{
     Acked, Bounds, Budget, Burial, Delivery, FetchError, FetchSpec, Grant, Group, GroupStatus, LeaseSpec, Outcome,
     Stuck,
 };
+pub use line::{Line, Produced};
 pub use record::{Header, Partition, Record, TAG_HEADER};
 pub use tag::TagFilter;
 
@@ -73,6 +75,13 @@ pub enum ProduceError {
     UnknownTopic,
     /// The explicit partition does not exist.
     UnknownPartition,
+}
+
+impl ProduceError {
+    /// There is no such topic or partition, as far as is known.
+    pub fn is_unknown(&self) -> bool {
+        matches!(self, Self::UnknownTopic | Self::UnknownPartition)
+    }
 }
 
 /// A message on its way out.
@@ -224,6 +233,16 @@ pub trait Store {
 
     /// Hands a record over. The record is taken when this returns `Ok`, whether or not the report is awaited.
     fn produce(&self, topic: &Topic, record: Record, ack: Ack) -> Result<Self::Report, ProduceError>;
+
+    /// Hands records over in their order, each with a place in `line` for what becomes of it. Fails only for want of room: then those
+    /// stay in `records` that were not taken.
+    fn produce_all(
+        &self,
+        topic: &Topic,
+        records: &mut VecDeque<Record>,
+        ack: Ack,
+        line: &Rc<Line>,
+    ) -> Result<(), ProduceError>;
 
     /// Hands a record over; nobody waits for its report (`async=1`, `ack=none`).
     fn enqueue(&self, topic: &Topic, record: Record, ack: Ack) -> Result<(), ProduceError>;

@@ -5,6 +5,7 @@
 
 use std::{
     cell::Cell,
+    collections::VecDeque,
     future::Future,
     pin::Pin,
     rc::Rc,
@@ -13,7 +14,7 @@ use std::{
 };
 
 use super::{
-    Ack, AdminError, At, Begin, Bounds, Group, GroupInfo, ListedGroup, Message, Offset, Partition, ProduceError,
+    Ack, AdminError, At, Begin, Bounds, Group, GroupInfo, Line, ListedGroup, Message, Offset, Partition, ProduceError,
     Record, SeekError, Store, Stored, Topic, TopicMeta, Watermarks, murmur2,
 };
 use crate::config::resolve::{Config, NullConfig};
@@ -88,6 +89,29 @@ impl Store for NullStore {
     fn produce(&self, topic: &Topic, record: Record, _ack: Ack) -> Result<Self::Report, ProduceError> {
         let timer = (!self.delay.is_zero()).then(|| glommio::timer::Timer::new(self.delay));
         Ok(NullReport { outcome: Some(self.outcome(topic, &record)), timer })
+    }
+
+    fn produce_all(
+        &self,
+        topic: &Topic,
+        records: &mut VecDeque<Record>,
+        _ack: Ack,
+        line: &Rc<Line>,
+    ) -> Result<(), ProduceError> {
+        for record in records.drain(..) {
+            let (outcome, number) = (self.outcome(topic, &record), line.append());
+            if self.delay.is_zero() {
+                line.settle(number, outcome);
+                continue;
+            }
+            let (line, delay) = (Rc::clone(line), self.delay);
+            glommio::spawn_local(async move {
+                glommio::timer::sleep(delay).await;
+                line.settle(number, outcome);
+            })
+            .detach();
+        }
+        Ok(())
     }
 
     fn enqueue(&self, topic: &Topic, record: Record, _ack: Ack) -> Result<(), ProduceError> {

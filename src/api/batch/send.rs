@@ -1,17 +1,17 @@
 //! Messages of a batch on their way: handed to the store in the order of the request, their reports awaited in that order.
 //!
 //! ```text
-//!   message --> record --produce--> [ under way: report, report, .. ] --first to last--> results
+//!   message --> record --> [ collected ] --produce_all--> [ under way ] --first to last--> results
 //! ```
 //!
 //! Invariants: one result for each message, in the order they were given here; what is not taken fails alone; nothing here waits for a
-//! report while there is room for more. No task and no timer of its own: a report that is there costs a look at it.
+//! report while there is room for more; what was collected is handed over before anything is waited for but room. No task and no timer of
+//! its own.
 
-use std::{collections::VecDeque, rc::Rc};
+use std::{collections::VecDeque, future::poll_fn, rc::Rc};
 
 use super::{
     super::{
-        backend::Report,
         context::{Context, DataPlane},
         publish,
         reply::{Problem, produce_failed},
@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     limits,
-    store::{Ack, Partition, ProduceError, Record, Store, Stored, Topic},
+    store::{Ack, Line, Partition, ProduceError, Record, Store, Stored, Topic},
 };
 
 /// What became of one message.
@@ -29,10 +29,9 @@ pub type Outcome = Result<Stored, Box<Problem>>;
 /// Where a message went whose report nobody awaits.
 const QUEUED: Stored = Stored { partition: -1, offset: -1 };
 
-/// A record whose report is to come.
+/// A record that was collected, and whose report is to come.
 #[derive(Debug)]
 struct UnderWay {
-    report: Report,
     /// Of its result.
     index: usize,
     /// Of its value.
@@ -52,7 +51,10 @@ pub struct Sending<'a> {
     common: &'a Record,
     ack: Ack,
     is_queued: bool,
+    /// Not handed over yet: the last of those under way.
+    collected: VecDeque<Record>,
     under_way: VecDeque<UnderWay>,
+    line: Rc<Line>,
     bytes_under_way: usize,
     pub results: Vec<Outcome>,
     pub stored: usize,
@@ -67,9 +69,21 @@ impl<'a> Sending<'a> {
         common: &'a Record,
         (ack, is_queued): (Ack, bool),
     ) -> Self {
-        let (under_way, results) = Default::default();
-        let (bytes_under_way, stored, stored_bytes) = Default::default();
-        Self { ctx, data, topic, common, ack, is_queued, under_way, bytes_under_way, results, stored, stored_bytes }
+        Self {
+            ctx,
+            data,
+            topic,
+            common,
+            ack,
+            is_queued,
+            collected: VecDeque::new(),
+            under_way: VecDeque::new(),
+            line: Rc::default(),
+            bytes_under_way: 0,
+            results: Vec::new(),
+            stored: 0,
+            stored_bytes: 0,
+        }
     }
 
     /// Makes room for as many messages as there are.
@@ -85,21 +99,18 @@ impl<'a> Sending<'a> {
         self.topic.partitions.get()
     }
 
-    /// Hands a message over, once the store has room for it.
+    /// Takes a message, to be handed over with others.
     pub async fn send(&mut self, parsed: Parsed) {
-        // Refused for want of room, it would be overtaken by those after it.
-        while !self.data.backend.has_room(self.ack) && !self.under_way.is_empty() {
-            self.report().await;
-        }
         let index = self.results.len();
-        let outcome = parsed.map_err(Box::new).and_then(|item| self.hand_over(item, index));
+        let outcome = parsed.map_err(Box::new).and_then(|item| self.collect(item, index));
         self.results.push(outcome);
         if index % limits::LOOP_ITEMS_MAX == limits::LOOP_ITEMS_MAX - 1 {
+            self.hand_over().await;
             glommio::executor().yield_now().await;
         }
     }
 
-    fn hand_over(&mut self, item: Item, index: usize) -> Outcome {
+    fn collect(&mut self, item: Item, index: usize) -> Outcome {
         let record = item.over(self.common, self.partitions())?;
         let (bytes, is_chosen_by_store) = (record.value.len(), record.partition.is_none());
         let held_bytes = record.bytes();
@@ -109,12 +120,29 @@ impl<'a> Sending<'a> {
             self.count(bytes);
             return Ok(QUEUED);
         }
-        let produced = self.data.backend.produce(&self.topic, record, self.ack);
-        let report = produced.map_err(|error| Box::new(self.failed(error, is_chosen_by_store)))?;
-        self.under_way.push_back(UnderWay { report, index, bytes, held_bytes, is_chosen_by_store });
+        self.collected.push_back(record);
+        self.under_way.push_back(UnderWay { index, bytes, held_bytes, is_chosen_by_store });
         self.bytes_under_way += held_bytes;
         // Until its report is there.
         Ok(QUEUED)
+    }
+
+    /// Hands over what was collected, as there is room for it in the store.
+    async fn hand_over(&mut self) {
+        while !self.collected.is_empty() {
+            let is_alone = self.under_way.len() == self.collected.len();
+            // Refused for want of room, a message would be overtaken by those after it.
+            if is_alone || self.data.backend.has_room(self.ack) {
+                let handed_over = self.data.backend.produce_all(&self.topic, &mut self.collected, self.ack, &self.line);
+                let Err(error) = handed_over else { return };
+                if self.under_way.len() == self.collected.len() {
+                    // No report of ours will make room.
+                    self.collected.drain(..).for_each(|_| self.line.append_settled(Err(error.clone())));
+                    return;
+                }
+            }
+            self.report().await;
+        }
     }
 
     fn failed(&self, error: ProduceError, is_chosen_by_store: bool) -> Problem {
@@ -128,6 +156,7 @@ impl<'a> Sending<'a> {
 
     /// Waits until no more is under way than may be while more is read.
     pub async fn drain_to(&mut self, bytes_max: usize) {
+        self.hand_over().await;
         while self.bytes_under_way > bytes_max {
             self.report().await;
         }
@@ -135,6 +164,7 @@ impl<'a> Sending<'a> {
 
     /// Waits for all reports.
     pub async fn finish(&mut self) {
+        self.hand_over().await;
         let mut count = 0;
         while !self.under_way.is_empty() {
             self.report().await;
@@ -149,13 +179,12 @@ impl<'a> Sending<'a> {
         self.topic.usage.published.add(self.stored as u64, self.stored_bytes as u64);
     }
 
-    /// Waits for the oldest report.
+    /// Waits for the oldest report, of a record that was handed over.
     async fn report(&mut self) {
-        // It stays in its place while it is waited for: this may be given up. The store bounds the wait for each by itself, from when
-        // it was handed over; that the look-up of the topic took its time before counts against none of them.
-        let Some(first) = self.under_way.front_mut() else { return };
-        let outcome = (&mut first.report).await;
-        let Some(UnderWay { index, bytes, held_bytes, is_chosen_by_store, .. }) = self.under_way.pop_front() else {
+        // The store bounds the wait for each by itself, from when it was handed over; that the look-up of the topic took its time before
+        // counts against none of them.
+        let outcome = poll_fn(|cx| self.line.poll_take(cx)).await;
+        let Some(UnderWay { index, bytes, held_bytes, is_chosen_by_store }) = self.under_way.pop_front() else {
             return;
         };
         self.bytes_under_way -= held_bytes;
@@ -171,5 +200,11 @@ impl<'a> Sending<'a> {
     fn count(&mut self, bytes: usize) {
         self.stored += 1;
         self.stored_bytes += bytes;
+    }
+}
+
+impl Drop for Sending<'_> {
+    fn drop(&mut self) {
+        self.line.close();
     }
 }

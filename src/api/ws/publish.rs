@@ -26,7 +26,6 @@ use futures_lite::{AsyncRead, AsyncWrite};
 use super::{
     super::{
         admit,
-        backend::Report,
         batch::parse::envelope,
         codes,
         context::{Context, DataPlane},
@@ -43,7 +42,7 @@ use crate::{
         ws::{Alarm, Close, Goodbye, Incoming, Opcode, Ws},
     },
     registry::names,
-    store::{Ack, Partition, ProduceError, Record, Store, Stored, Topic},
+    store::{Ack, Line, Partition, ProduceError, Record, Store, Stored, Topic},
 };
 
 /// The parameters of the route.
@@ -158,7 +157,9 @@ impl Publishes {
             closing,
             topic: self.topic,
             terms: self.terms,
+            collected: VecDeque::new(),
             under_way: VecDeque::new(),
+            line: Rc::default(),
             bytes: 0,
             held: None,
             looking: None,
@@ -177,7 +178,8 @@ type Outcome = Result<Stored, Box<Problem>>;
 
 #[derive(Debug)]
 enum Fate {
-    Waiting(Report),
+    /// For the next of the line.
+    Waiting,
     Known(Outcome),
 }
 
@@ -225,11 +227,14 @@ struct Session<'a, S> {
     closing: Closing,
     topic: Rc<Topic>,
     terms: Terms,
+    /// Not handed over yet: the last of those under way that wait.
+    collected: VecDeque<Record>,
+    line: Rc<Line>,
     /// In the order they came; the first is number `settled + 1`.
     under_way: VecDeque<UnderWay>,
     /// Of their frames.
     bytes: usize,
-    /// A message that the producer's queue had no room for, or whose topic is being looked up.
+    /// A message that is not collected: the producer's queue had no room for it, or its topic is being looked up.
     held: Option<Frame>,
     looking: Option<Looking>,
     /// For the next try of a full queue.
@@ -245,6 +250,7 @@ struct Session<'a, S> {
 
 impl<S> Drop for Session<'_, S> {
     fn drop(&mut self) {
+        self.line.close();
         self.ctx.metrics.cells.ws_bytes.sub(self.bytes as u64);
     }
 }
@@ -268,6 +274,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
         let mut settled = 0;
         loop {
             let stop = self.take(cx, data);
+            self.hand_over(data);
             let before = settled;
             settled += self.settle(cx, data);
             if self.ending == Some(Goodbye::Gone) {
@@ -293,7 +300,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
 
     fn take(&mut self, cx: &mut task::Context<'_>, data: &DataPlane) -> Stop {
         for _ in 0..limits::LOOP_ITEMS_MAX {
-            if !self.has_room(cx) {
+            if !self.has_room(cx, data) {
                 if !std::mem::replace(&mut self.is_paused, true) {
                     self.ctx.metrics.cells.ws_paused.add(1);
                 }
@@ -329,13 +336,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
     }
 
     /// Whether one more message may be under way now.
-    fn has_room(&mut self, cx: &mut task::Context<'_>) -> bool {
+    fn has_room(&mut self, cx: &mut task::Context<'_>, data: &DataPlane) -> bool {
         if let Some(again) = &mut self.again {
             if again.poll(cx).is_pending() {
                 return false;
             }
             self.again = None;
+            self.hand_over(data);
         }
+        self.again.is_none() && self.is_room()
+    }
+
+    fn is_room(&self) -> bool {
         self.under_way.is_empty()
             || (self.under_way.len() < limits::WS_UNDER_WAY_MAX
                 && self.bytes < limits::WS_UNDER_WAY_BYTES_MAX
@@ -364,14 +376,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
         };
         let (bytes, is_chosen_by_store) = (record.value.len(), record.partition.is_none());
         let (topic, ack) = (&*self.topic, self.terms.ack);
-        let handed_over = if self.terms.is_queued() {
-            let queued = Stored { partition: record.partition.unwrap_or(-1), offset: -1 };
-            data.backend.enqueue(topic, record, ack).map(|()| Fate::Known(Ok(queued)))
-        } else {
-            data.backend.produce(topic, record, ack).map(Fate::Waiting)
-        };
-        match handed_over {
-            Ok(fate) => self.push(fate, bytes, message.len(), is_chosen_by_store),
+        if !self.terms.is_queued() {
+            self.collected.push_back(record);
+            return self.push(Fate::Waiting, bytes, message.len(), is_chosen_by_store);
+        }
+        let queued = Stored { partition: record.partition.unwrap_or(-1), offset: -1 };
+        match data.backend.enqueue(topic, record, ack) {
+            Ok(()) => self.push(Fate::Known(Ok(queued)), bytes, message.len(), is_chosen_by_store),
             Err(ProduceError::QueueFull { .. }) => {
                 self.held = Some(message);
                 self.again = Some(Alarm::after(QUEUE_AGAIN));
@@ -380,6 +391,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
                 let problem = failed(self.ctx, data, &self.topic, error, is_chosen_by_store);
                 self.push(Fate::Known(Err(Box::new(problem))), 0, message.len(), is_chosen_by_store);
             }
+        }
+    }
+
+    /// Hands over what was collected. What there is no room for is tried again in a moment, before anything else is taken.
+    fn hand_over(&mut self, data: &DataPlane) {
+        if self.collected.is_empty() || self.again.is_some() {
+            return;
+        }
+        if data.backend.produce_all(&self.topic, &mut self.collected, self.terms.ack, &self.line).is_err() {
+            self.again = Some(Alarm::after(QUEUE_AGAIN));
         }
     }
 
@@ -401,7 +422,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
             && let Some(first) = self.under_way.front_mut()
         {
             let outcome = match &mut first.fate {
-                Fate::Waiting(report) => match Pin::new(report).poll(cx) {
+                Fate::Waiting => match self.line.poll_take(cx) {
                     Poll::Pending => break,
                     Poll::Ready(Ok(stored)) => Ok(stored),
                     Poll::Ready(Err(error)) => {

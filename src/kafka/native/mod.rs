@@ -17,15 +17,17 @@
 use std::{
     ffi::{CStr, CString, c_char, c_int},
     io,
-    mem::ManuallyDrop,
+    mem::{self, ManuallyDrop},
     os::fd::{AsRawFd, OwnedFd},
     ptr::{self, NonNull},
     sync::{Arc, OnceLock},
 };
 
 use bytes::Bytes;
+use crossbeam::queue::SegQueue;
 use rdkafka::bindings as rd;
 
+use self::sticky::Sticky;
 use crate::{limits, offload::Offload};
 
 mod calls;
@@ -34,6 +36,7 @@ mod linger;
 mod message;
 mod outbox;
 mod simple;
+mod sticky;
 
 pub use calls::{End, Entry, PartitionList};
 pub use groups::{Described, DescribedMember};
@@ -129,6 +132,8 @@ pub struct Client {
     lent: OnceLock<Vec<Bytes>>,
     /// Its threads read it.
     linger: ManuallyDrop<Arc<Linger>>,
+    /// Its threads ask them, for each topic that was opened.
+    choices: SegQueue<Arc<Sticky>>,
     offload: Offload,
 }
 
@@ -172,12 +177,13 @@ impl Client {
         };
         let Some(ptr) = NonNull::new(ptr) else {
             // A client that failed late may leave threads behind (src: rd_kafka_init_wait).
-            std::mem::forget(linger);
+            mem::forget(linger);
             // SAFETY: librdkafka terminates what it writes there.
             return Err(unsafe { CStr::from_ptr(text.as_ptr()) }.to_string_lossy().into_owned());
         };
         let (wake, linger) = (ManuallyDrop::new(wake), ManuallyDrop::new(linger));
-        let client = Self { ptr, wake, lent: OnceLock::new(), linger, offload: offload.clone() };
+        let client =
+            Self { ptr, wake, lent: OnceLock::new(), linger, choices: SegQueue::new(), offload: offload.clone() };
         // SAFETY: live client; null forwards the log queue to the main queue, so logs are read where the reports are.
         unsafe {
             rd::rd_kafka_set_log_queue(ptr.as_ptr(), ptr::null_mut());
@@ -261,6 +267,7 @@ struct Remains {
     wake: ManuallyDrop<OwnedFd>,
     lent: ManuallyDrop<Vec<Bytes>>,
     linger: ManuallyDrop<Arc<Linger>>,
+    choices: ManuallyDrop<SegQueue<Arc<Sticky>>>,
 }
 
 // SAFETY: of the last owner, moved to one other thread.
@@ -277,6 +284,7 @@ impl Remains {
         drop(ManuallyDrop::into_inner(self.wake));
         drop(ManuallyDrop::into_inner(self.lent));
         drop(ManuallyDrop::into_inner(self.linger));
+        drop(ManuallyDrop::into_inner(self.choices));
     }
 }
 
@@ -285,11 +293,13 @@ impl Drop for Client {
         // SAFETY: taken once, in drop; they stay as they are until librdkafka's threads have ended.
         let (wake, linger) = unsafe { (ManuallyDrop::take(&mut self.wake), ManuallyDrop::take(&mut self.linger)) };
         let lent = self.lent.take().unwrap_or_default();
+        let choices = mem::take(&mut self.choices);
         let remains = Remains {
             ptr: self.ptr,
             wake: ManuallyDrop::new(wake),
             lent: ManuallyDrop::new(lent),
             linger: ManuallyDrop::new(linger),
+            choices: ManuallyDrop::new(choices),
         };
         if self.offload.spawn(move || remains.destroy()).is_err() {
             tracing::error!("a Kafka client was leaked instead of destroyed: the offload queue is full");
@@ -507,38 +517,52 @@ impl Reports {
 #[derive(Debug)]
 pub struct TopicHandle {
     ptr: NonNull<rd::rd_kafka_topic_t>,
+    sticky: Arc<Sticky>,
     client: Arc<Client>,
 }
 
 impl TopicHandle {
-    /// With a compression of its own, if one is given. `None` when librdkafka refuses the name.
+    /// With a compression of its own, if one is given. `None` when librdkafka refuses the name. A client opens a topic once.
     pub fn open(client: &Arc<Client>, name: &str, compression: Option<&str>) -> Option<Self> {
         let name = CString::new(name).ok()?;
-        let options = compression.map_or(ptr::null_mut(), |codec| topic_options(client, codec));
-        // SAFETY: live client, terminated name, null = the client's default topic options; others are the call's when it succeeds.
-        let ptr = unsafe { rd::rd_kafka_topic_new(client.raw(), name.as_ptr(), options) };
-        if ptr.is_null() && !options.is_null() {
-            // SAFETY: they are still ours.
-            unsafe { rd::rd_kafka_topic_conf_destroy(options) };
-        }
-        NonNull::new(ptr).map(|ptr| Self { ptr, client: Arc::clone(client) })
+        let sticky = Arc::new(Sticky::default());
+        client.choices.push(Arc::clone(&sticky));
+        // SAFETY: live client; the copy is ours until the call that makes the topic takes it, which it does when it succeeds; the
+        // client keeps `sticky` until its threads have ended; terminated name.
+        let ptr = unsafe {
+            let options = rd::rd_kafka_default_topic_conf_dup(client.raw());
+            sticky.attach(options);
+            if let Some(codec) = compression {
+                set_compression(options, codec);
+            }
+            let ptr = rd::rd_kafka_topic_new(client.raw(), name.as_ptr(), options);
+            if ptr.is_null() {
+                rd::rd_kafka_topic_conf_destroy(options);
+            }
+            ptr
+        };
+        NonNull::new(ptr).map(|ptr| Self { ptr, sticky, client: Arc::clone(client) })
+    }
+
+    /// Records without a key that follow go elsewhere.
+    pub fn forget_choice(&self) {
+        self.sticky.forget();
     }
 }
 
-/// The client's options for topics, but for the compression. One that librdkafka was built without is said, and the client's remains.
-fn topic_options(client: &Client, codec: &str) -> *mut rd::rd_kafka_topic_conf_t {
-    let Ok(value) = CString::new(codec) else { return ptr::null_mut() };
+/// A codec that librdkafka was built without is said, and the client's remains.
+///
+/// # Safety
+/// `options` is live and ours.
+unsafe fn set_compression(options: *mut rd::rd_kafka_topic_conf_t, codec: &str) {
+    let Ok(value) = CString::new(codec) else { return };
     let mut said: [c_char; 256] = [0; 256];
-    // SAFETY: live client; the copy is ours; terminated texts and a buffer with its length.
-    let (options, result) = unsafe {
-        let options = rd::rd_kafka_default_topic_conf_dup(client.raw());
-        let name = c"compression.codec".as_ptr();
-        (options, rd::rd_kafka_topic_conf_set(options, name, value.as_ptr(), said.as_mut_ptr(), said.len()))
-    };
+    let name = c"compression.codec".as_ptr();
+    // SAFETY: by the caller; terminated texts and a buffer with its length.
+    let result = unsafe { rd::rd_kafka_topic_conf_set(options, name, value.as_ptr(), said.as_mut_ptr(), said.len()) };
     if result != rd::rd_kafka_conf_res_t::RD_KAFKA_CONF_OK {
         tracing::error!(codec, "librdkafka does not take this compression for a topic");
     }
-    options
 }
 
 // SAFETY: rd_kafka_topic_t is counted and locked inside (src); its calls are thread-safe.

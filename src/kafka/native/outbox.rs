@@ -1,22 +1,28 @@
 //! Producing: the records librdkafka holds, and whatever the caller keeps beside each.
 //!
 //! ```text
-//!   send --> [ slot: payload | kept ] --> report: payload freed, kept stays --> release: slot free
+//!   send --> [ slot: payload | kept ] --> report: slot free, kept is given back
 //! ```
 //!
 //! Invariants: a payload lives from the enqueue to its report, or to the end of the client; a slot is free again only after its
-//! report, so a report never meets another record's slot (checked by generation as well). Per core.
+//! report, so a report never meets another record's slot (checked by generation as well). Slots are small: of many records under way
+//! each is met twice, when it has long left the caches. Per core.
 
-use std::{ffi::c_void, mem, ptr, sync::Arc};
+use std::{
+    ffi::{c_int, c_void},
+    mem, ptr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use rdkafka::bindings as rd;
 use slab::Slab;
 
-use super::{Client, ErrorCode, Reported, TopicHandle};
+use super::{Client, ErrorCode, Reported, TopicHandle, code_at};
 use crate::store::{Header, Partition, Record};
 
-/// Names a record in an [`Outbox`]; void once its slot is released.
+/// Names a record in an [`Outbox`]; void once its report was taken.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ticket {
     index: u32,
@@ -36,14 +42,16 @@ impl Ticket {
 
 #[derive(Debug)]
 struct Slot<T> {
+    /// Until the report librdkafka may read it.
     payload: Bytes,
-    /// Until the report librdkafka may read the payload.
-    is_lent: bool,
     /// Payload, key and headers, for the sums.
     bytes: u32,
     generation: u32,
     kept: T,
 }
+
+// One line of the cache.
+const _: () = assert!(size_of::<Slot<[usize; 2]>>() <= 64);
 
 /// See the module text.
 #[derive(Debug)]
@@ -53,32 +61,102 @@ pub struct Outbox<T> {
     generation: u32,
     lent: u64,
     lent_bytes: u64,
+    /// When it was made, and how long records without a key go to the same partition.
+    began: Instant,
+    stay: Duration,
+    /// For [`Self::send_all`]; empty in between.
+    messages: Vec<rd::rd_kafka_message_t>,
+    beside: Vec<Beside>,
+}
+
+/// What [`Outbox::send_all`] keeps of a record beside its slot.
+#[derive(Debug)]
+struct Beside {
+    ticket: Ticket,
+    key: Option<Bytes>,
+    is_tombstone: bool,
+    partition: Option<Partition>,
 }
 
 impl<T> Outbox<T> {
-    /// The client's only outbox.
-    pub fn new(client: Arc<Client>) -> Self {
-        Self { client, slots: Slab::new(), generation: 0, lent: 0, lent_bytes: 0 }
+    /// The client's only outbox. Records without a key go to the same partition for `stay`.
+    pub fn new(client: Arc<Client>, stay: Duration) -> Self {
+        let (slots, messages, beside) = Default::default();
+        Self { client, slots, generation: 0, lent: 0, lent_bytes: 0, began: Instant::now(), stay, messages, beside }
     }
 
-    /// Hands a record to librdkafka. Does not wait.
-    pub fn send(&mut self, topic: &TopicHandle, record: Record, kept: T) -> Result<Ticket, ErrorCode> {
-        assert!(Arc::ptr_eq(&topic.client, &self.client), "a topic handle belongs to one client");
+    /// Where records without a key go now. `None`: the next that is sent without a partition decides it.
+    pub fn sticky_partition(&self, topic: &TopicHandle, now: Instant) -> Option<Partition> {
+        let us = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        topic.sticky.partition(us(now.saturating_duration_since(self.began)), us(self.stay))
+    }
+
+    /// A slot for a record with `payload`, and `bytes` with key and headers.
+    fn lend(&mut self, payload: Bytes, bytes: usize, kept: T) -> Ticket {
         self.generation = self.generation.wrapping_add(1).max(1);
+        let entry = self.slots.vacant_entry();
+        let index = u32::try_from(entry.key()).expect("librdkafka's queue takes fewer records");
+        let ticket = Ticket { index, generation: self.generation };
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        entry.insert(Slot { payload, bytes, generation: ticket.generation, kept });
+        ticket
+    }
+
+    /// Hands records without headers to librdkafka, all for `partition`, or each for the partitioner. Does not wait. Tells of each, in
+    /// their order, whether it was taken; one that was not comes back.
+    pub fn send_all(
+        &mut self,
+        topic: &TopicHandle,
+        partition: Option<Partition>,
+        records: impl Iterator<Item = Record>,
+        mut tell: impl FnMut(Result<&mut T, (ErrorCode, Record)>),
+    ) where
+        T: Default,
+    {
+        assert!(Arc::ptr_eq(&topic.client, &self.client), "a topic handle belongs to one client");
+        for record in records {
+            let bytes = record.bytes();
+            let Record { key, value, is_tombstone, headers, partition: named } = record;
+            debug_assert!(headers.is_empty(), "librdkafka's call has no headers");
+            let value = if is_tombstone { Bytes::new() } else { value };
+            // The buffer of `Bytes` stays where it is when its handle moves into the slot.
+            let (payload, length) = (value.as_ptr().cast_mut().cast(), value.len());
+            let ticket = self.lend(value, bytes, T::default());
+            self.messages.push(message(ticket, (!is_tombstone).then_some((payload, length)), key.as_deref()));
+            self.beside.push(Beside { ticket, key, is_tombstone, partition: named });
+        }
+        let count = c_int::try_from(self.messages.len()).unwrap_or(c_int::MAX);
+        // SAFETY: live topic; `count` messages, whose keys live as long as `beside`; a slot keeps its payload until the report or hands it
+        // to the client's destroyer (Drop below). msgflags 0: no copy, no free.
+        unsafe {
+            let partition = partition.unwrap_or(PARTITION_UNASSIGNED);
+            rd::rd_kafka_produce_batch(topic.ptr.as_ptr(), partition, 0, self.messages.as_mut_ptr(), count);
+        }
+        for (message, Beside { ticket, key, is_tombstone, partition }) in
+            self.messages.iter().zip(self.beside.drain(..))
+        {
+            // SAFETY: live message.
+            let code = unsafe { code_at(&raw const message.err) };
+            let slot = &mut self.slots[ticket.index as usize];
+            if code.is_ok() {
+                self.lent += 1;
+                self.lent_bytes += u64::from(slot.bytes);
+                tell(Ok(&mut slot.kept));
+                continue;
+            }
+            let Slot { payload: value, .. } = self.slots.remove(ticket.index as usize);
+            tell(Err((code, Record { key, value, is_tombstone, headers: Vec::new(), partition })));
+        }
+        self.messages.clear();
+    }
+
+    /// Hands a record to librdkafka. Does not wait. One that is not taken comes back.
+    pub fn send(&mut self, topic: &TopicHandle, record: Record, kept: T) -> Result<Ticket, (ErrorCode, Record)> {
+        assert!(Arc::ptr_eq(&topic.client, &self.client), "a topic handle belongs to one client");
         let length = record.bytes();
         let Record { key, value, is_tombstone, headers, partition } = record;
-        let value = if is_tombstone { Bytes::new() } else { value };
-        let slot = Slot {
-            payload: value,
-            is_lent: true,
-            bytes: u32::try_from(length).unwrap_or(u32::MAX),
-            generation: self.generation,
-            kept,
-        };
-        let entry = self.slots.vacant_entry();
-        let index = u32::try_from(entry.key()).map_err(|_| QUEUE_FULL)?;
-        let ticket = Ticket { index, generation: self.generation };
-        let slot = entry.insert(slot);
+        let ticket = self.lend(if is_tombstone { Bytes::new() } else { value }, length, kept);
+        let slot = &self.slots[ticket.index as usize];
         let payload = (!is_tombstone).then_some(&slot.payload);
         let lent = Lent { payload, key: key.as_deref(), partition, opaque: ticket.opaque() };
         // SAFETY: the slot keeps the payload until the report or hands it to the client's destroyer (Drop below).
@@ -91,38 +169,26 @@ impl<T> Outbox<T> {
                 Ok(ticket)
             }
             Err(code) => {
-                self.slots.remove(index as usize);
-                Err(code)
+                let Slot { payload: value, .. } = self.slots.remove(ticket.index as usize);
+                Err((code, Record { key, value, is_tombstone, headers, partition }))
             }
         }
     }
 
     /// Ends the lending of one payload. Gives what is kept beside it.
-    pub fn settle(&mut self, report: &Reported) -> Option<(Ticket, &mut T)> {
+    pub fn settle(&mut self, report: &Reported) -> Option<T> {
         let ticket = Ticket::of(report.opaque);
-        let slot = self.slots.get_mut(ticket.index as usize)?;
-        if slot.generation != ticket.generation || !slot.is_lent {
-            return None;
-        }
-        slot.is_lent = false;
-        slot.payload = Bytes::new();
+        self.get_mut(ticket)?;
+        let Slot { bytes, kept, .. } = self.slots.remove(ticket.index as usize);
         self.lent -= 1;
-        self.lent_bytes -= u64::from(slot.bytes);
-        Some((ticket, &mut slot.kept))
+        self.lent_bytes -= u64::from(bytes);
+        Some(kept)
     }
 
+    /// What is kept beside a record without a report.
     pub fn get_mut(&mut self, ticket: Ticket) -> Option<&mut T> {
         let slot = self.slots.get_mut(ticket.index as usize)?;
         (slot.generation == ticket.generation).then_some(&mut slot.kept)
-    }
-
-    /// Frees the slot, unless its payload is still lent.
-    pub fn release(&mut self, ticket: Ticket) {
-        let free =
-            self.slots.get(ticket.index as usize).is_some_and(|s| s.generation == ticket.generation && !s.is_lent);
-        if free {
-            self.slots.remove(ticket.index as usize);
-        }
     }
 
     /// Records without a report, and their bytes.
@@ -133,17 +199,31 @@ impl<T> Outbox<T> {
 
 impl<T> Drop for Outbox<T> {
     fn drop(&mut self) {
-        let lent = self.slots.iter_mut().filter(|(_, slot)| slot.is_lent);
-        self.client.lend(lent.map(|(_, slot)| mem::take(&mut slot.payload)).collect());
+        self.client.lend(self.slots.drain().map(|slot| slot.payload).collect());
     }
 }
-
-const QUEUE_FULL: ErrorCode = ErrorCode(rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__QUEUE_FULL as i32);
 
 /// RD_KAFKA_PARTITION_UA, a macro with a cast the bindings do not carry: the partitioner decides.
 const PARTITION_UNASSIGNED: i32 = -1;
 
-/// One record as librdkafka's calls want it.
+/// One record as [`rd::rd_kafka_produce_batch`] wants it. No payload says tombstone.
+fn message(ticket: Ticket, payload: Option<(*mut c_void, usize)>, key: Option<&[u8]>) -> rd::rd_kafka_message_t {
+    let (payload, len) = payload.unwrap_or((ptr::null_mut(), 0));
+    let (key, key_len) = key.map_or((ptr::null_mut(), 0), |key| (key.as_ptr().cast_mut().cast(), key.len()));
+    rd::rd_kafka_message_t {
+        err: rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR,
+        rkt: ptr::null_mut(),
+        partition: PARTITION_UNASSIGNED,
+        payload,
+        len,
+        key,
+        key_len,
+        offset: 0,
+        _private: ticket.opaque() as *mut c_void,
+    }
+}
+
+/// One record as librdkafka's other calls want it.
 struct Lent<'a> {
     /// `None` for a tombstone.
     payload: Option<&'a Bytes>,

@@ -9,7 +9,7 @@ mod broker;
 
 use std::{
     cell::RefCell,
-    collections::BTreeSet,
+    collections::{BTreeSet, VecDeque},
     future::{Future, Ready, poll_fn, ready},
     pin::Pin,
     rc::Rc,
@@ -20,7 +20,7 @@ use std::{
 
 pub use self::broker::Broker;
 use super::{
-    Ack, AdminError, At, Begin, Bounds, Group, GroupInfo, ListedGroup, Message, Offset, Partition, ProduceError,
+    Ack, AdminError, At, Begin, Bounds, Group, GroupInfo, Line, ListedGroup, Message, Offset, Partition, ProduceError,
     Record, SeekError, Store, Stored, Topic, TopicMeta, Watermarks,
 };
 use crate::limits;
@@ -77,6 +77,17 @@ impl Store for MemoryStore {
 
     fn produce(&self, topic: &Topic, record: Record, _ack: Ack) -> Result<Self::Report, ProduceError> {
         self.broker.append(&topic.name, record).map(|stored| ready(Ok(stored)))
+    }
+
+    fn produce_all(
+        &self,
+        topic: &Topic,
+        records: &mut VecDeque<Record>,
+        _ack: Ack,
+        line: &Rc<Line>,
+    ) -> Result<(), ProduceError> {
+        records.drain(..).for_each(|record| line.append_settled(self.broker.append(&topic.name, record)));
+        Ok(())
     }
 
     fn enqueue(&self, topic: &Topic, record: Record, _ack: Ack) -> Result<(), ProduceError> {

@@ -42,6 +42,7 @@ const OPTIONS_OF_OURS: &[&str] = &[
     "ssl.key.location",
     "ssl.key.password",
     "ssl.key.pem",
+    "sticky.partitioning.linger.ms",
     "transactional.id",
 ];
 

@@ -63,7 +63,7 @@ pub(super) enum Request {
 pub(super) enum Due {
     Request(Ticket),
     /// All places before that number.
-    Line(Rc<Line>, u32),
+    Line(Rc<Line>, u64),
 }
 
 /// One librdkafka producer with what it holds. A fatal error ends a pipe; the producer then makes another.

@@ -107,7 +107,8 @@ impl Producer {
         let before = line.end();
         while !records.is_empty() && self.produce_run(&pipe, topic, records, (line, now)) {}
         if line.end() > before {
-            pipe.nudge.sent(now);
+            // Not before librdkafka had the last of them: a nudge that finds one too young is in vain.
+            pipe.nudge.sent(Instant::now());
             let due = now + self.config.publish.deadline;
             pipe.due.borrow_mut().push_back((due, Due::Line(Rc::clone(line), line.end())));
         }
@@ -139,18 +140,20 @@ impl Producer {
                 return true;
             }
         };
-        let (mut refused, mut back, mut is_full) = (Vec::new(), Vec::new(), false);
+        let (mut refused, mut back, mut is_full, mut is_wrong) = (Vec::new(), Vec::new(), false, false);
         let (mut taken, mut bytes) = (0, 0);
         {
             let mut outbox = pipe.outbox.borrow_mut();
             let run = Run::of(records, || outbox.sticky_partition(&handle, now));
+            bytes += records.range(..run.count).map(|record| record.value.len()).sum::<usize>();
             let mut tell = |told: Result<&mut Wait, (ErrorCode, Record)>| match told {
                 Ok(wait) => {
                     *wait = Wait::Line(Rc::clone(line), line.append());
                     taken += 1;
                 }
                 Err((code, record)) => {
-                    let is_wrong = run.is_sticky && refusal(code).as_ref().is_some_and(ProduceError::is_unknown);
+                    bytes -= record.value.len();
+                    is_wrong |= run.is_sticky && refusal(code).as_ref().is_some_and(ProduceError::is_unknown);
                     is_full |= code.is(rd::RD_KAFKA_RESP_ERR__QUEUE_FULL);
                     if is_full || is_wrong {
                         back.push(record);
@@ -159,7 +162,6 @@ impl Producer {
                     }
                 }
             };
-            bytes += records.range(..run.count).map(|record| record.value.len()).sum::<usize>();
             if run.is_single {
                 for record in records.drain(..run.count) {
                     match outbox.send(&handle, record, Wait::Nobody) {
@@ -170,12 +172,11 @@ impl Producer {
             } else {
                 outbox.send_all(&handle, run.partition, records.drain(..run.count), tell);
             }
-            if run.is_sticky && !back.is_empty() {
+            if is_wrong {
                 handle.forget_choice();
             }
         }
         self.stats.produced.add(taken);
-        bytes -= back.iter().map(|record| record.value.len()).sum::<usize>();
         self.stats.produced_bytes.add(bytes as u64);
         for (number, code) in refused {
             line.settle(number, Err(self.refuse(pipe, topic, code)));
@@ -396,11 +397,14 @@ impl Run {
         let Some(first) = records.front().map(kind) else { return single };
         let count = records.iter().take(limits::LOOP_ITEMS_MAX).take_while(|record| kind(record) == first).count();
         match first {
-            (_, _, false) => single,
-            (None, false, true) => match sticky() {
-                Some(partition) => Self { count, is_single: false, partition: Some(partition), is_sticky: true },
-                None => single,
+            (None, false, has_none) => match sticky() {
+                Some(partition) if has_none => {
+                    Self { count, is_single: false, partition: Some(partition), is_sticky: true }
+                }
+                // The partitioner decides, which knows whether the choice still holds.
+                _ => single,
             },
+            (_, _, false) => single,
             (partition, ..) => Self { count, is_single: false, partition, is_sticky: false },
         }
     }

@@ -54,7 +54,7 @@ counters! {
         unknown: "kateway_producer_unknown_total", "Reports: perhaps stored.";
         refused: "kateway_producer_refused_total", "Reports: refused by the broker.";
         unknown_topic: "kateway_producer_unknown_topic_total", "Reports and records: no such topic or partition.";
-        queue_full: "kateway_producer_queue_full_total", "Records refused by a full queue.";
+        queue_full: "kateway_producer_queue_full_total", "Times that a full queue refused a record, and those behind it.";
         enqueue_failed: "kateway_producer_enqueue_failed_total", "Records refused by the client for any other reason.";
         overdue: "kateway_producer_overdue_total", "Requests answered by their deadline, before the report.";
         late: "kateway_producer_late_total", "Reports that came after their request was answered.";

@@ -23,19 +23,21 @@ pub type Produced = Result<Stored, ProduceError>;
 pub struct Line {
     /// `None`: not settled yet.
     places: RefCell<VecDeque<Option<Produced>>>,
-    /// The number of the first place. Numbers wrap: what is told apart by them is far less than half of their range.
-    first: Cell<u32>,
+    /// The number of the first place.
+    first: Cell<u64>,
+    /// Whoever waits was told of all before it, though not all was settled.
+    told_before: Cell<u64>,
     waker: RefCell<Option<Waker>>,
     /// Nobody takes from it any more.
     is_closed: Cell<bool>,
 }
 
 impl Line {
-    /// A place at the end. Gives its number.
+    /// A place at the end. Gives its number, or what is enough of it: far fewer are under way than half of what 32 bits tell apart.
     pub fn append(&self) -> u32 {
         let number = self.end();
         self.places.borrow_mut().push_back(None);
-        number
+        low(number)
     }
 
     /// A place at the end for what is known already.
@@ -45,21 +47,22 @@ impl Line {
     }
 
     /// The number that the next place will have.
-    pub fn end(&self) -> u32 {
-        let count = u32::try_from(self.places.borrow().len()).expect("fewer are under way than numbers there are");
-        self.first.get().wrapping_add(count)
+    pub fn end(&self) -> u64 {
+        self.first.get() + self.places.borrow().len() as u64
     }
 
-    /// Says what became of a record. `false`: that was said before.
+    /// Says what became of a record. `false`: too late, that was said before.
     pub fn settle(&self, number: u32, outcome: Produced) -> bool {
-        if self.is_closed.get() {
-            return true;
-        }
-        // A place that is gone has a number far beyond the end.
-        let at = number.wrapping_sub(self.first.get()) as usize;
+        let first = self.first.get();
+        let number = first.wrapping_add_signed(i64::from(number.wrapping_sub(low(first)).cast_signed()));
+        number >= self.told_before.get() && (self.is_closed.get() || self.settle_place(number, outcome))
+    }
+
+    fn settle_place(&self, number: u64, outcome: Produced) -> bool {
+        let Some(at) = number.checked_sub(self.first.get()) else { return false };
         {
             let mut places = self.places.borrow_mut();
-            let Some(place) = places.get_mut(at) else { return false };
+            let Some(place) = usize::try_from(at).ok().and_then(|at| places.get_mut(at)) else { return false };
             if place.is_some() {
                 return false;
             }
@@ -73,22 +76,19 @@ impl Line {
         true
     }
 
-    /// How many places there are before `end`.
-    fn before(&self, end: u32) -> usize {
-        let count = end.wrapping_sub(self.first.get()) as usize;
-        if count > self.places.borrow().len() { 0 } else { count }
-    }
-
     /// Settles every place before `end` that is not. Gives how many.
-    pub fn settle_before(&self, end: u32, outcome: &Produced) -> u64 {
-        let first = self.first.get();
-        let numbers = (0..end.wrapping_sub(first)).take(self.before(end)).map(|step| first.wrapping_add(step));
-        numbers.map(|number| u64::from(self.settle(number, outcome.clone()))).sum()
+    pub fn settle_before(&self, end: u64, outcome: &Produced) -> u64 {
+        let start = self.told_before.get().max(self.first.get());
+        let settled = (start..end.min(self.end())).map(|number| u64::from(self.settle_place(number, outcome.clone())));
+        let settled = settled.sum();
+        self.told_before.set(self.told_before.get().max(end));
+        settled
     }
 
     /// Whether all before `end` is settled.
-    pub fn is_settled_before(&self, end: u32) -> bool {
-        self.places.borrow().iter().take(self.before(end)).all(Option::is_some)
+    pub fn is_settled_before(&self, end: u64) -> bool {
+        let count = usize::try_from(end.saturating_sub(self.first.get())).unwrap_or(usize::MAX);
+        self.places.borrow().iter().take(count).all(Option::is_some)
     }
 
     /// What became of the first; its place is gone with that.
@@ -97,7 +97,7 @@ impl Line {
         if let Some(Some(_)) = places.front()
             && let Some(Some(outcome)) = places.pop_front()
         {
-            self.first.set(self.first.get().wrapping_add(1));
+            self.first.set(self.first.get() + 1);
             return Poll::Ready(outcome);
         }
         let mut waker = self.waker.borrow_mut();
@@ -111,7 +111,12 @@ impl Line {
     pub fn close(&self) {
         self.is_closed.set(true);
         self.places.take();
+        self.waker.take();
     }
+}
+
+fn low(number: u64) -> u32 {
+    u32::try_from(number & u64::from(u32::MAX)).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -154,14 +159,24 @@ mod tests {
     }
 
     #[test]
-    fn numbers_wrap() {
-        let line = Line { first: Cell::new(u32::MAX - 1), ..Line::default() };
+    fn half_a_number_is_enough() {
+        const FIRST: u64 = 7 * (1 << 32) - 2;
+        let line = Line { first: Cell::new(FIRST), ..Line::default() };
         let numbers = [line.append(), line.append(), line.append()];
-        assert_eq!((numbers, line.end()), ([u32::MAX - 1, u32::MAX, 0], 1));
-        assert!(line.settle(0, STORED) && !line.is_settled_before(0) && !line.settle(1, STORED));
+        assert_eq!((numbers, line.end()), ([u32::MAX - 1, u32::MAX, 0], FIRST + 3));
+        assert!(line.settle(0, STORED) && !line.is_settled_before(line.end()) && !line.settle(1, STORED));
         assert_eq!(line.settle_before(line.end(), &LATE), 2);
         assert_eq!([take(&line), take(&line), take(&line), take(&line)], [Some(LATE), Some(LATE), Some(STORED), None]);
-        assert!(!line.settle(0, STORED) && line.is_settled_before(1) && line.is_settled_before(u32::MAX));
+        assert!(!line.settle(0, STORED) && line.is_settled_before(line.end()));
+    }
+
+    #[test]
+    fn late_is_late_also_when_nobody_listens() {
+        let line = Line::default();
+        let (told, untold) = (line.append(), line.append());
+        assert_eq!(line.settle_before(1, &LATE), 1);
+        line.close();
+        assert!(!line.settle(told, STORED) && line.settle(untold, STORED));
     }
 
     #[test]
@@ -182,7 +197,5 @@ mod tests {
         assert_eq!(woken(), 0);
         line.settle(numbers[0], STORED);
         assert_eq!(woken(), 1);
-        line.close();
-        assert!(line.settle(line.append(), STORED) && line.is_settled_before(9), "nobody listens");
     }
 }

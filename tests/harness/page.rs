@@ -1,11 +1,13 @@
 //! A page in a real browser: served from an origin of its own, opened by headless Chromium, and heard when it says how it went.
 //!
-//! The page's script calls `report(object)`, which the helper script here sends back; an error nobody caught is reported too.
+//! The page's script calls `report(object)`, which the helper script here sends back, and `tell(text)` on its way there; an error nobody
+//! caught is reported too.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -14,18 +16,34 @@ use crate::folder;
 use crate::process::Process;
 
 /// Runs in the page before its own script.
-const HELPER: &str = "const report = (result) => fetch('/report', {method: 'POST', body: JSON.stringify(result)});\n\
+const HELPER: &str = "const tell = (text) => fetch('/tell', {method: 'POST', body: text});\n\
+    const report = (result) => fetch('/report', {method: 'POST', body: JSON.stringify(result)});\n\
     addEventListener('error', (event) => report({error: String(event.message)}));\n\
     addEventListener('unhandledrejection', (event) => report({error: String(event.reason)}));\n";
 
 /// A place that serves one page.
 pub struct Page {
     listener: TcpListener,
+    told: Told,
+}
+
+/// What a page has told so far.
+#[derive(Debug, Default, Clone)]
+pub struct Told(Arc<Mutex<Vec<String>>>);
+
+impl Told {
+    pub fn has(&self, text: &str) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|told| told == text)
+    }
 }
 
 impl Page {
     pub fn new() -> Self {
-        Self { listener: TcpListener::bind("127.0.0.1:0").expect("a port is free") }
+        Self { listener: TcpListener::bind("127.0.0.1:0").expect("a port is free"), told: Told::default() }
+    }
+
+    pub fn told(&self) -> Told {
+        self.told.clone()
     }
 
     /// What the browser says in `Origin`.
@@ -45,7 +63,7 @@ impl Page {
             "<!doctype html><meta charset=utf-8><script>{HELPER}</script><script type=module>{script}</script>"
         );
         let (sender, reports) = mpsc::channel();
-        std::thread::spawn(move || serve(&self.listener, &document, &sender));
+        std::thread::spawn(move || serve(&self.listener, &document, &(sender, self.told)));
         let log = folder::fresh("chromium", ".log");
         let output = std::fs::File::create(&log).expect("the run's folder can be written");
         let mut command = Command::new("chromium");
@@ -73,15 +91,15 @@ fn received(reports: &Receiver<Vec<u8>>, limit: Duration) -> Option<Value> {
     Some(serde_json::from_slice(&report).expect("a report is JSON"))
 }
 
-fn serve(listener: &TcpListener, document: &str, reports: &Sender<Vec<u8>>) {
+fn serve(listener: &TcpListener, document: &str, heard: &(Sender<Vec<u8>>, Told)) {
     for stream in listener.incoming().map_while(Result::ok) {
-        let (document, reports) = (document.to_owned(), reports.clone());
+        let (document, heard) = (document.to_owned(), heard.clone());
         // A browser opens connections it may not use.
-        std::thread::spawn(move || answer(stream, &document, &reports));
+        std::thread::spawn(move || answer(stream, &document, &heard));
     }
 }
 
-fn answer(mut stream: TcpStream, document: &str, reports: &Sender<Vec<u8>>) {
+fn answer(mut stream: TcpStream, document: &str, (reports, told): &(Sender<Vec<u8>>, Told)) {
     let mut request = Vec::new();
     let mut buffer = [0; 4096];
     let (head, length) = loop {
@@ -96,9 +114,13 @@ fn answer(mut stream: TcpStream, document: &str, reports: &Sender<Vec<u8>>) {
         let Ok(read @ 1..) = stream.read(&mut buffer) else { return };
         request.extend_from_slice(&buffer[..read]);
     }
+    let start = request.windows(4).position(|four| four == b"\r\n\r\n").map_or(0, |end| end + 4);
     let body = if head.starts_with("post /report ") {
-        let start = request.windows(4).position(|four| four == b"\r\n\r\n").map_or(0, |end| end + 4);
         let _ = reports.send(request[start..].to_vec());
+        ""
+    } else if head.starts_with("post /tell ") {
+        let text = String::from_utf8_lossy(&request[start..]).into_owned();
+        told.0.lock().unwrap_or_else(PoisonError::into_inner).push(text);
         ""
     } else {
         document

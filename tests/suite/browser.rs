@@ -49,12 +49,14 @@ fn event_source_resumes() {
     NOBODY.clone_into(&mut stage.topic.appid);
     let link = Link::to(stage.gateway.subscribe);
     let url = format!("http://{}/v1/msgs/{}?group=g&stream=1", link.address, stage.topic.path());
-    let script = script("event_source.js", &[("URL_OF_EVENTS", &url), ("LAST", "149")]);
+    let script = script("event_source.js", &[("URL_OF_EVENTS", &url), ("MIDDLE", "49"), ("LAST", "149")]);
     stage.fill(0, 0..50);
+    let told = page.told();
     let report = std::thread::scope(|scope| {
         let page = scope.spawn(|| page.open(&script, 3 * SOON));
         let is_committed = |offset| stage.committed("g", 0) == Some(offset);
-        wait_until(2 * SOON, "the browser reads", || is_committed(50));
+        // Committed is what was written; it may not have reached the page yet.
+        wait_until(2 * SOON, "the page has read", || told.has("49") && is_committed(50));
         link.hold();
         stage.fill(0, 50..100);
         wait_until(SOON, "fifty more are on the wire, and committed", || is_committed(100));

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use kateway_tests::kateway::Kateway;
 use kateway_tests::topic::Topic;
 use kateway_tests::ws::{BINARY, CONTINUATION, Event, FINAL, PING, TEXT, WebSocket, frame, handshake};
-use kateway_tests::{kcat, wait_until};
+use kateway_tests::{figures, kcat, wait_until};
 use serde_json::json;
 
 use crate::stage::{SOON, Stage, lines};
@@ -36,6 +36,8 @@ pub const CASES: &[Case] = &[
     Case::new("ws_publish::silence_is_closed", silence_is_closed),
     Case::new("ws_publish::client_that_reads_no_answers_is_not_read", reads_no_answers),
     Case::new("ws_publish::frozen_broker_stops_the_reading", frozen_broker_stops_the_reading).kafka().alone(),
+    Case::new("ws_publish::full_queue_is_tried_again", full_queue_is_tried_again).kafka().alone(),
+    Case::new("ws_publish::no_key_goes_everywhere", no_key_goes_everywhere).kafka(),
 ];
 
 pub fn publisher(gateway: &Kateway, topic: &Topic, query: &str) -> WebSocket {
@@ -366,4 +368,64 @@ fn frozen_broker_stops_the_reading() {
     assert!(ws.acked(1 + total, 5 * SOON).is_empty(), "all of it is stored");
     sending.join().expect("the sender does not panic");
     assert_eq!(kcat::read_all(&kafka().bootstrap(), &topic.in_kafka()).len() as u64, 1 + total);
+}
+
+/// The queue is full of what others published, so no report of its own wakes a connection.
+fn full_queue_is_tried_again() {
+    const ROOM: usize = 20;
+    /// `http.ws_ping_ms`.
+    const PING_EVERY: Duration = Duration::from_secs(20);
+    let topic = Topic::fresh("ws");
+    kafka().admin().create_topic(&topic.in_kafka(), 1);
+    let gateway = Kateway::kafka(&kafka().bootstrap())
+        .set("kafka.queue_messages_max", ROOM)
+        .set("pub.deadline_ms", 60_000)
+        .start();
+    let mut ws = publisher(&gateway, &topic, "ack=local");
+    ws.text("first");
+    ws.acked(1, SOON);
+    let leader = u32::try_from(kafka().admin().leader(&topic.in_kafka(), 0)).expect("it has one");
+    kafka().freeze(leader);
+    let mut taken = 0;
+    wait_until(SOON, "the queue is full", || {
+        let status = gateway.publish(&topic.publish("ack=local&async=1", "before")).status;
+        taken += usize::from(status == 202);
+        status == 503
+    });
+    let refused = || gateway.scrape().sum("kateway_producer_queue_full_total", &[]);
+    let before = refused();
+    ws.text("second");
+    // Refused more than once, and tried again each time.
+    wait_until(SOON, "it is tried again and again", || refused() >= before + 3.0);
+    kafka().thaw(leader);
+    let start = Instant::now();
+    assert!(ws.acked(2, 2 * SOON).is_empty());
+    let took = start.elapsed();
+    kafka().wait_recovered();
+    figures::note("WebSocket publish, queue full of others': acknowledged after", format!("{took:?}"));
+    assert!(took < PING_EVERY / 2, "not only when the next ping wakes it: {took:?}");
+    let count = 2 + i64::try_from(taken).expect("few");
+    wait_until(SOON, format!("{count} are stored"), || kafka().admin().message_count(&topic.in_kafka()) == count);
+}
+
+/// With headers as without: who names no key spreads over the partitions.
+fn no_key_goes_everywhere() {
+    let topic = Topic::fresh("ws");
+    kafka().admin().create_topic(&topic.in_kafka(), 3);
+    let gateway = Kateway::kafka(&kafka().bootstrap()).start();
+    let of_partition = |partition: usize| kafka().admin().end_offsets(&topic.in_kafka())[partition];
+    let target = format!("/v1/ws/msgs/{}/{}?ack=local", topic.name, topic.ver);
+    let plain = handshake("GET", &target).app(&topic.appid);
+    let tagged = handshake("GET", &target).app(&topic.appid).header("X-Tag", "blue");
+    for (what, request) in [("plain", plain), ("tagged", tagged)] {
+        let before = [0, 1, 2].map(of_partition);
+        let mut ws = WebSocket::open(gateway.publish, &request);
+        let mut sent = 0;
+        wait_until(SOON, format!("every partition has some, {what}"), || {
+            sent += 1;
+            ws.text("somewhere");
+            ws.acked(sent, SOON);
+            sent % 20 == 0 && (0..3).all(|partition| of_partition(partition) > before[partition])
+        });
+    }
 }

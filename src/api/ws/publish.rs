@@ -274,7 +274,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
         let mut settled = 0;
         loop {
             let stop = self.take(cx, data);
-            self.hand_over(data);
+            self.hand_over(cx, data);
             let before = settled;
             settled += self.settle(cx, data);
             if self.ending == Some(Goodbye::Gone) {
@@ -321,10 +321,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
             };
             self.is_paused = false;
             if self.topic.partitions.get() > 0 {
-                self.publish(data, message);
+                self.publish(cx, data, message);
             } else if let Poll::Ready(found) = self.poll_topic(cx) {
                 match found {
-                    Ok(()) => self.publish(data, message),
+                    Ok(()) => self.publish(cx, data, message),
                     Err(problem) => self.push(Fate::Known(Err(problem)), 0, message.len(), true),
                 }
             } else {
@@ -342,7 +342,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
                 return false;
             }
             self.again = None;
-            self.hand_over(data);
+            self.hand_over(cx, data);
         }
         self.again.is_none() && self.is_room()
     }
@@ -369,7 +369,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
         Poll::Ready(found.map(|topic| self.topic = topic).map_err(Box::new))
     }
 
-    fn publish(&mut self, data: &DataPlane, message: Frame) {
+    fn publish(&mut self, cx: &mut task::Context<'_>, data: &DataPlane, message: Frame) {
         let record = match self.terms.record(&message, self.topic.partitions.get()) {
             Ok(record) => record,
             Err(problem) => return self.push(Fate::Known(Err(problem)), 0, message.len(), true),
@@ -385,7 +385,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
             Ok(()) => self.push(Fate::Known(Ok(queued)), bytes, message.len(), is_chosen_by_store),
             Err(ProduceError::QueueFull { .. }) => {
                 self.held = Some(message);
-                self.again = Some(Alarm::after(QUEUE_AGAIN));
+                self.try_again(cx);
             }
             Err(error) => {
                 let problem = failed(self.ctx, data, &self.topic, error, is_chosen_by_store);
@@ -395,13 +395,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<'_, S> {
     }
 
     /// Hands over what was collected. What there is no room for is tried again in a moment, before anything else is taken.
-    fn hand_over(&mut self, data: &DataPlane) {
+    fn hand_over(&mut self, cx: &mut task::Context<'_>, data: &DataPlane) {
         if self.collected.is_empty() || self.again.is_some() {
             return;
         }
         if data.backend.produce_all(&self.topic, &mut self.collected, self.terms.ack, &self.line).is_err() {
-            self.again = Some(Alarm::after(QUEUE_AGAIN));
+            self.try_again(cx);
         }
+    }
+
+    /// Wakes this session in a moment: nothing else may.
+    fn try_again(&mut self, cx: &mut task::Context<'_>) {
+        let mut again = Alarm::after(QUEUE_AGAIN);
+        // It is set by the first poll.
+        let _ = again.poll(cx);
+        self.again = Some(again);
     }
 
     #[inline] // Once for each message.

@@ -526,7 +526,6 @@ impl TopicHandle {
     pub fn open(client: &Arc<Client>, name: &str, compression: Option<&str>) -> Option<Self> {
         let name = CString::new(name).ok()?;
         let sticky = Arc::new(Sticky::default());
-        client.choices.push(Arc::clone(&sticky));
         // SAFETY: live client; the copy is ours until the call that makes the topic takes it, which it does when it succeeds; the
         // client keeps `sticky` until its threads have ended; terminated name.
         let ptr = unsafe {
@@ -539,9 +538,10 @@ impl TopicHandle {
             if ptr.is_null() {
                 rd::rd_kafka_topic_conf_destroy(options);
             }
-            ptr
+            NonNull::new(ptr)?
         };
-        NonNull::new(ptr).map(|ptr| Self { ptr, sticky, client: Arc::clone(client) })
+        client.choices.push(Arc::clone(&sticky));
+        Some(Self { ptr, sticky, client: Arc::clone(client) })
     }
 
     /// Records without a key that follow go elsewhere.

@@ -3,7 +3,8 @@
 //! librdkafka has the same (`sticky.partitioning.linger.ms`), but tells nobody where a record went, and asks for each one whether its
 //! time is over and its partition led: with small records a twelfth of all the CPU. Here who hands records over knows the partition,
 //! and names it for as long as it holds (KIP-480). Invariants: the choice is made under the topic's lock, by librdkafka's own call; a
-//! record with a key goes where Kafka's Java client would send it.
+//! record with a key goes where Kafka's Java client would send it. A partition that loses its leader gets records until its time is over,
+//! some milliseconds later; they wait for the next leader, as those do that it had before.
 
 use std::{
     ffi::c_void,

@@ -127,8 +127,7 @@ impl Producer {
         records: &mut VecDeque<Record>,
         (line, now): (&Rc<Line>, Instant),
     ) -> bool {
-        if let Some(record) = records.pop_front_if(|record| record.partition.is_some_and(|p| p < 0)) {
-            drop(record);
+        if records.pop_front_if(|record| record.partition.is_some_and(|p| p < 0)).is_some() {
             line.append_settled(Err(ProduceError::UnknownPartition));
             return true;
         }
@@ -164,7 +163,7 @@ impl Producer {
             };
             if run.is_single {
                 for record in records.drain(..run.count) {
-                    match outbox.send(&handle, record, Wait::Nobody) {
+                    match outbox.send(&handle, record) {
                         Ok(ticket) => outbox.get_mut(ticket).into_iter().for_each(|wait| tell(Ok(wait))),
                         Err(refused) => tell(Err(refused)),
                     }
@@ -210,7 +209,7 @@ impl Producer {
                 // Its time may be over; then the partitioner chooses anew.
                 outbox.sticky_partition(handle, now);
             }
-            outbox.send(handle, record, Wait::Nobody)
+            outbox.send(handle, record)
         };
         match sent {
             Ok(ticket) => {

@@ -16,6 +16,7 @@ use kateway_tests::ws::{BINARY, CONTINUATION, Event, FINAL, PING, TEXT, WebSocke
 use kateway_tests::{figures, kcat, wait_until};
 use serde_json::json;
 
+use crate::faults::Frozen;
 use crate::stage::{SOON, Stage, lines};
 use crate::{Case, kafka};
 
@@ -335,20 +336,35 @@ fn reads_no_answers() {
     wait_until(SOON, "it is gone", || gateway.status()["totals"]["kateway_ws_connections"] == 0);
 }
 
+/// A publisher that the broker to be frozen will hold up: its first message is acknowledged.
+struct Held {
+    topic: Topic,
+    gateway: Kateway,
+    ws: WebSocket,
+    leader: u32,
+}
+
+impl Held {
+    fn behind_a_queue_of(messages: usize) -> Self {
+        let topic = Topic::fresh("ws");
+        kafka().admin().create_topic(&topic.in_kafka(), 1);
+        let gateway = Kateway::kafka(&kafka().bootstrap())
+            .set("kafka.queue_messages_max", messages)
+            // Long enough that what waits is stored in the end.
+            .set("pub.deadline_ms", 60_000)
+            .start();
+        let mut ws = publisher(&gateway, &topic, "ack=local");
+        ws.text("first");
+        ws.acked(1, SOON);
+        let leader = u32::try_from(kafka().admin().leader(&topic.in_kafka(), 0)).expect("it has one");
+        Self { topic, gateway, ws, leader }
+    }
+}
+
 fn frozen_broker_stops_the_reading() {
-    let topic = Topic::fresh("ws");
-    kafka().admin().create_topic(&topic.in_kafka(), 1);
-    let gateway = Kateway::kafka(&kafka().bootstrap())
-        .set("kafka.queue_messages_max", 5_000)
-        // Long enough that what waits is stored in the end.
-        .set("pub.deadline_ms", 60_000)
-        .start();
-    let mut ws = publisher(&gateway, &topic, "ack=local");
-    ws.text("first");
-    ws.acked(1, SOON);
-    let leader = u32::try_from(kafka().admin().leader(&topic.in_kafka(), 0)).expect("it has one");
+    let Held { topic, gateway, mut ws, leader } = Held::behind_a_queue_of(5_000);
     let before = gateway.resident_kib();
-    kafka().freeze(leader);
+    let frozen = Frozen::new(leader);
     let mut sender = ws.sender();
     let (total, body) = (200_000_u64, [b'x'; 500]);
     let sending = std::thread::spawn(move || {
@@ -361,7 +377,7 @@ fn frozen_broker_stops_the_reading() {
     std::thread::sleep(Duration::from_secs(3));
     let grown = gateway.resident_kib().saturating_sub(before);
     let is_blocked = !sending.is_finished();
-    kafka().thaw(leader);
+    drop(frozen);
     kafka().wait_recovered();
     assert!(is_blocked, "the client is stopped");
     assert!(grown < 40 * 1024, "{grown} KiB more");
@@ -375,17 +391,8 @@ fn full_queue_is_tried_again() {
     const ROOM: usize = 20;
     /// `http.ws_ping_ms`.
     const PING_EVERY: Duration = Duration::from_secs(20);
-    let topic = Topic::fresh("ws");
-    kafka().admin().create_topic(&topic.in_kafka(), 1);
-    let gateway = Kateway::kafka(&kafka().bootstrap())
-        .set("kafka.queue_messages_max", ROOM)
-        .set("pub.deadline_ms", 60_000)
-        .start();
-    let mut ws = publisher(&gateway, &topic, "ack=local");
-    ws.text("first");
-    ws.acked(1, SOON);
-    let leader = u32::try_from(kafka().admin().leader(&topic.in_kafka(), 0)).expect("it has one");
-    kafka().freeze(leader);
+    let Held { topic, gateway, mut ws, leader } = Held::behind_a_queue_of(ROOM);
+    let frozen = Frozen::new(leader);
     let mut taken = 0;
     wait_until(SOON, "the queue is full", || {
         let status = gateway.publish(&topic.publish("ack=local&async=1", "before")).status;
@@ -397,7 +404,7 @@ fn full_queue_is_tried_again() {
     ws.text("second");
     // Refused more than once, and tried again each time.
     wait_until(SOON, "it is tried again and again", || refused() >= before + 3.0);
-    kafka().thaw(leader);
+    drop(frozen);
     let start = Instant::now();
     assert!(ws.acked(2, 2 * SOON).is_empty());
     let took = start.elapsed();

@@ -92,13 +92,16 @@ impl<T> Outbox<T> {
     }
 
     /// A slot for a record with `payload`, and `bytes` with key and headers.
-    fn lend(&mut self, payload: Bytes, bytes: usize, kept: T) -> Ticket {
+    fn lend(&mut self, payload: Bytes, bytes: usize) -> Ticket
+    where
+        T: Default,
+    {
         self.generation = self.generation.wrapping_add(1).max(1);
         let entry = self.slots.vacant_entry();
         let index = u32::try_from(entry.key()).expect("librdkafka's queue takes fewer records");
         let ticket = Ticket { index, generation: self.generation };
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        entry.insert(Slot { payload, bytes, generation: ticket.generation, kept });
+        entry.insert(Slot { payload, bytes, generation: ticket.generation, kept: T::default() });
         ticket
     }
 
@@ -121,7 +124,7 @@ impl<T> Outbox<T> {
             let value = if is_tombstone { Bytes::new() } else { value };
             // The buffer of `Bytes` stays where it is when its handle moves into the slot.
             let (payload, length) = (value.as_ptr().cast_mut().cast(), value.len());
-            let ticket = self.lend(value, bytes, T::default());
+            let ticket = self.lend(value, bytes);
             self.messages.push(message(ticket, (!is_tombstone).then_some((payload, length)), key.as_deref()));
             self.beside.push(Beside { ticket, key, is_tombstone, partition: named });
         }
@@ -151,11 +154,14 @@ impl<T> Outbox<T> {
     }
 
     /// Hands a record to librdkafka. Does not wait. One that is not taken comes back.
-    pub fn send(&mut self, topic: &TopicHandle, record: Record, kept: T) -> Result<Ticket, (ErrorCode, Record)> {
+    pub fn send(&mut self, topic: &TopicHandle, record: Record) -> Result<Ticket, (ErrorCode, Record)>
+    where
+        T: Default,
+    {
         assert!(Arc::ptr_eq(&topic.client, &self.client), "a topic handle belongs to one client");
         let length = record.bytes();
         let Record { key, value, is_tombstone, headers, partition } = record;
-        let ticket = self.lend(if is_tombstone { Bytes::new() } else { value }, length, kept);
+        let ticket = self.lend(if is_tombstone { Bytes::new() } else { value }, length);
         let slot = &self.slots[ticket.index as usize];
         let payload = (!is_tombstone).then_some(&slot.payload);
         let lent = Lent { payload, key: key.as_deref(), partition, opaque: ticket.opaque() };
